@@ -1,0 +1,14 @@
+//! `memweir._core`: conversions between Python and the core, nothing else.
+
+use pyo3::prelude::*;
+
+/// The compiled part of memweir.
+#[pymodule(gil_used = false)]
+mod _core {
+    use super::*;
+
+    #[pymodule_init]
+    fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        m.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
