@@ -1,5 +1,6 @@
 //! `memweir._core`: conversions between Python and the core, nothing else.
 
+mod borrow;
 mod descriptor;
 
 use pyo3::prelude::*;
