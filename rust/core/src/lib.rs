@@ -1,6 +1,12 @@
 //! memweir's core: what an image is, where its bytes live, and what is kept. It knows no Python.
 
+pub mod arena;
+pub mod budget;
+pub mod cache;
 pub mod descriptor;
 pub mod error;
 pub mod layout;
+pub mod lru;
 pub mod pack;
+pub mod pixels;
+pub mod proc;

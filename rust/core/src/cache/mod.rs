@@ -1,0 +1,391 @@
+//! A cache of pixels with a strict byte budget: least recently used goes first, what is in use
+//! stays, what does not fit is refused.
+//!
+//! One lock guards an account, the slots and their index. Bytes are claimed before memory is
+//! taken and stay on the account until the system has them back; pages are written, discarded
+//! and mapped with the lock released. An evicted entry's pages serve the newcomer directly where
+//! they fit, so a full cache in steady state makes no system call.
+
+mod pin;
+mod room;
+mod writer;
+
+use crate::arena::{Arena, Block};
+use crate::budget::Budget;
+use crate::lru::{Id, Lru};
+use crate::pixels::Spec;
+use crate::proc::fork::{self, Forked, lock};
+use hashbrown::HashTable;
+pub use pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+pub use writer::{Existing, Reservation, Writer};
+
+/// What an entry is found by: a digest, or the digest of a framed key of another kind. The two
+/// never compare equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    framed: bool,
+    bytes: [u8; 32],
+}
+
+impl Key {
+    /// A digest as a key.
+    pub fn digest(bytes: [u8; 32]) -> Self {
+        Self { framed: false, bytes }
+    }
+
+    /// Any other key, by the digest of its frame.
+    pub fn framed(bytes: [u8; 32]) -> Self {
+        Self { framed: true, bytes }
+    }
+
+    fn hash(&self) -> u64 {
+        // A digest's bytes are uniform: eight of them hash as well as any function of all.
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.bytes[..8]);
+        u64::from_le_bytes(first)
+    }
+}
+
+/// Counters and bytes of a cache at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Entries that can be found.
+    pub entries: usize,
+    /// Bytes owned: pages, bookkeeping, and entries that are gone but still in use.
+    pub bytes: usize,
+    /// Bytes that may be owned.
+    pub budget: usize,
+    /// The most bytes ever owned or promised at once.
+    pub peak: usize,
+    /// Bytes of the arrays as their users see them.
+    pub logical: usize,
+    /// Bytes of entries in use, which cannot be evicted.
+    pub pinned: usize,
+    /// Bytes of arrays served from outside the budget that are still in use.
+    pub lent: usize,
+    /// Look-ups that found an entry.
+    pub hits: u64,
+    /// Look-ups that did not.
+    pub misses: u64,
+    /// Entries that were made to go for others.
+    pub evictions: u64,
+    /// Entries that did not fit.
+    pub refused: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Being written or waiting for its bytes; not in the index.
+    Coming,
+    /// In the index.
+    Live,
+    /// Removed while in use; goes with its last user.
+    Leaving,
+}
+
+struct Entry {
+    key: Key,
+    spec: Arc<Spec>,
+    block: Block,
+    /// Bytes charged beside the block's.
+    meta: usize,
+    phase: Phase,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        self.block.len() + self.meta
+    }
+}
+
+struct State {
+    budget: Budget,
+    arena: Arena,
+    slots: Lru<Entry>,
+    index: HashTable<Id>,
+    /// Bytes of the entries in the recency list: those that can go.
+    idle: usize,
+    pinned: usize,
+    logical: usize,
+    generation: u64,
+    forks: u64,
+    hits: u64,
+    misses: u64,
+    evictions: u64,
+    refused: u64,
+}
+
+/// See the module.
+pub struct Cache {
+    state: Mutex<State>,
+    lent: AtomicUsize,
+}
+
+impl Cache {
+    /// A cache of `limit` bytes; 0 keeps nothing.
+    pub fn new(limit: usize) -> Arc<Self> {
+        let state = State {
+            budget: Budget::new(limit),
+            arena: Arena::new(limit),
+            slots: Lru::default(),
+            index: HashTable::new(),
+            idle: 0,
+            pinned: 0,
+            logical: 0,
+            generation: 0,
+            forks: 0,
+            hits: 0,
+            misses: 0,
+            evictions: 0,
+            refused: 0,
+        };
+        let cache = Arc::new(Self { state: Mutex::new(state), lent: AtomicUsize::new(0) });
+        fork::register(&cache);
+        cache
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The entry of a key, made the most recently used and kept while the pin lives.
+    pub fn get(self: &Arc<Self>, key: &Key) -> Option<Pin> {
+        let mut state = self.lock();
+        match state.find(key) {
+            Some(id) => {
+                state.hits += 1;
+                state.pin(id).map(|(loan, spec)| Pin::new(self.clone(), id, loan, spec))
+            }
+            None => {
+                state.misses += 1;
+                None
+            }
+        }
+    }
+
+    /// Whether a key has an entry; counts nothing and changes no order.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.lock().find(key).is_some()
+    }
+
+    /// Entries that can be found.
+    pub fn len(&self) -> usize {
+        self.lock().index.len()
+    }
+
+    /// Whether no entry can be found.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that may be owned.
+    pub fn limit(&self) -> usize {
+        self.lock().budget.limit()
+    }
+
+    /// Grows by one with every [`clear`](Self::clear): what was begun before is not kept after.
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// Counters and bytes.
+    pub fn stats(&self) -> Stats {
+        let s = self.lock();
+        Stats {
+            entries: s.index.len(),
+            bytes: s.budget.held(),
+            budget: s.budget.limit(),
+            peak: s.budget.peak(),
+            logical: s.logical,
+            pinned: s.pinned,
+            lent: self.lent.load(Ordering::Relaxed),
+            hits: s.hits,
+            misses: s.misses,
+            evictions: s.evictions,
+            refused: s.refused,
+        }
+    }
+
+    /// Counts arrays served from outside the budget; the caller subtracts them when they go.
+    pub fn lend(&self, bytes: usize) {
+        self.lent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Ends [`lend`](Self::lend).
+    pub fn unlend(&self, bytes: usize) {
+        self.lent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Evicts until at most `to` bytes are owned or only pinned entries are left. Returns the
+    /// bytes given back to the system.
+    pub fn evict(&self, to: usize) -> usize {
+        let mut state = self.lock();
+        let victims = state.evict_to(to);
+        drop(state);
+        self.dispose(victims, 0).0
+    }
+
+    /// Changes the budget and shrinks to it. Returns the bytes still owned above it: those of
+    /// pinned entries, which go as their users do.
+    pub fn resize(&self, limit: usize) -> usize {
+        let mut state = self.lock();
+        state.budget.set_limit(limit);
+        let victims = state.evict_to(limit);
+        drop(state);
+        self.dispose(victims, 0);
+        self.lock().budget.shortfall(0)
+    }
+
+    /// Removes every entry; what is in use goes with its last user, what is being loaded is not
+    /// kept. Returns the bytes given back to the system.
+    pub fn clear(&self) -> usize {
+        let mut state = self.lock();
+        state.generation += 1;
+        let ids: Vec<Id> = state.index.iter().copied().collect();
+        let mut gone = Gone::default();
+        for id in ids {
+            state.remove(id, &mut gone);
+        }
+        let spare = state.trim();
+        drop(state);
+        drop(spare);
+        self.dispose(gone, 0).0
+    }
+}
+
+/// What left the slots and still exists: discarded or dropped once the lock is released.
+#[derive(Default)]
+struct Gone {
+    blocks: Vec<Block>,
+    specs: Vec<Arc<Spec>>,
+}
+
+impl State {
+    fn find(&self, key: &Key) -> Option<Id> {
+        let same = |&id: &Id| self.slots.get(id).is_some_and(|e| e.key == *key);
+        self.index.find(key.hash(), same).copied()
+    }
+
+    /// Makes a live entry the newest that can be evicted.
+    fn shelve(&mut self, id: Id) {
+        if let Some(bytes) = self.slots.get(id).map(Entry::bytes) {
+            self.slots.link(id);
+            self.idle += bytes;
+        }
+    }
+
+    /// Takes an entry out of the recency list, if it is there.
+    fn unshelve(&mut self, id: Id) {
+        if self.slots.is_linked(id) {
+            self.idle -= self.slots.get(id).map_or(0, Entry::bytes);
+            self.slots.unlink(id);
+        }
+    }
+
+    /// Lends an entry's bytes.
+    fn pin(&mut self, id: Id) -> Option<(crate::arena::Loan, Arc<Spec>)> {
+        self.unshelve(id);
+        let entry = self.slots.get_mut(id)?;
+        let first = !entry.block.is_lent();
+        let loan = entry.block.lend()?;
+        let (spec, bytes) = (entry.spec.clone(), entry.bytes());
+        if first {
+            self.pinned += bytes;
+        }
+        Some((loan, spec))
+    }
+
+    /// Takes an entry out of the index; out of its slot too unless it is in use.
+    fn remove(&mut self, id: Id, gone: &mut Gone) {
+        let Some(entry) = self.slots.get_mut(id) else { return };
+        let hash = entry.key.hash();
+        let lent = entry.block.is_lent();
+        if lent {
+            entry.phase = Phase::Leaving;
+        }
+        if let Ok(found) = self.index.find_entry(hash, |&other| other == id) {
+            found.remove();
+        }
+        if !lent {
+            self.take(id, gone);
+        }
+    }
+
+    /// Empties a slot. The block's bytes stay on the account until it is discarded.
+    fn take(&mut self, id: Id, gone: &mut Gone) {
+        self.unshelve(id);
+        if let Some(entry) = self.slots.remove(id) {
+            self.budget.release(entry.meta);
+            if entry.phase != Phase::Coming {
+                self.logical -= entry.spec.logical();
+            }
+            if !entry.block.is_empty() {
+                gone.blocks.push(entry.block);
+            }
+            gone.specs.push(entry.spec);
+        }
+    }
+
+    fn evict_to(&mut self, to: usize) -> Gone {
+        let mut gone = Gone::default();
+        let mut going = 0;
+        while self.budget.held() - going > to {
+            let Some(id) = self.slots.oldest() else { break };
+            going += self.slots.get(id).map_or(0, |e| e.block.len());
+            self.evictions += 1;
+            self.remove(id, &mut gone);
+        }
+        gone
+    }
+
+    /// Bytes of slots and index.
+    fn bookkeeping(&self) -> usize {
+        self.slots.footprint() + self.index.allocation_size()
+    }
+
+    /// Gives the bookkeeping's own memory up when nothing is kept in it.
+    fn trim(&mut self) -> Option<(HashTable<Id>, Lru<Entry>)> {
+        let before = self.bookkeeping();
+        let empty = self.slots.is_empty();
+        let spare = empty.then(|| (std::mem::take(&mut self.index), std::mem::take(&mut self.slots)));
+        self.budget.release(before - self.bookkeeping());
+        spare
+    }
+}
+
+impl Forked for Cache {
+    fn hold(self: Arc<Self>) -> Box<dyn std::any::Any> {
+        fork::hold(self, |cache| &cache.state)
+    }
+
+    /// Reservations of threads that are gone are given back. A block that one of them was
+    /// writing stays on the account: nobody can say what is in it.
+    fn in_child(&self) {
+        let mut state = self.lock();
+        state.forks += 1;
+        let coming = |e: &Entry| e.phase == Phase::Coming && !e.block.is_lent();
+        let ids: Vec<Id> =
+            state.slots.ids().filter(|&id| state.slots.get(id).is_some_and(coming)).collect();
+        let mut gone = Gone::default();
+        for id in ids {
+            state.take(id, &mut gone);
+        }
+        state.budget.forget_claims();
+        drop(state);
+        self.dispose(gone, 0);
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ids: Vec<Id> = state.slots.ids().collect();
+        for id in ids {
+            if let Some(Ok(Some(hole))) = state.slots.remove(id).map(|e| e.block.discard()) {
+                drop(state.arena.refill(hole));
+            }
+        }
+    }
+}

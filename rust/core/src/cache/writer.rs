@@ -1,0 +1,200 @@
+//! The way in: bytes are reserved, written off the lock, and published under a key.
+
+use super::{Cache, Gone, Key, Phase, Pin, State};
+use crate::arena::{LoanMut, whole_pages};
+use crate::error::Result;
+use crate::lru::Id;
+use crate::pixels::Spec;
+use std::sync::Arc;
+
+/// What a reservation charges for the description of an entry that is not known yet.
+const META_GUESS: usize = 1024;
+
+/// Which entry stays when a key has one already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// The new one: the key names a place.
+    Replace,
+    /// The old one: the key names the content.
+    Keep,
+}
+
+/// Bytes put aside for an entry that is still being made. Dropping it gives them back.
+pub struct Reservation {
+    cache: Arc<Cache>,
+    id: Option<Id>,
+    fresh: bool,
+    forks: u64,
+    bytes: usize,
+}
+
+/// An entry being written. Dropping it gives its bytes back.
+pub struct Writer {
+    reservation: Reservation,
+    loan: Option<LoanMut>,
+    spec: Arc<Spec>,
+}
+
+impl Cache {
+    /// Puts `bytes` aside, evicting for them; never waits. `None`, counted: they do not fit.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::OutOfMemory`] when the system refuses.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Option<Reservation>> {
+        self.reserve_for(bytes, META_GUESS)
+    }
+
+    /// Begins an entry; `None`, counted: it does not fit.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::OutOfMemory`] when the system refuses.
+    pub fn begin(self: &Arc<Self>, spec: Spec) -> Result<Option<Writer>> {
+        let reservation = self.reserve_for(spec.span(), spec.footprint())?;
+        Ok(reservation.and_then(|r| r.open(spec)))
+    }
+
+    fn reserve_for(self: &Arc<Self>, bytes: usize, meta: usize) -> Result<Option<Reservation>> {
+        let forks = self.lock().forks;
+        let admitted = self.admit(bytes, meta)?;
+        let reserved =
+            |(id, fresh)| Reservation { cache: self.clone(), id: Some(id), fresh, forks, bytes };
+        Ok(admitted.map(reserved))
+    }
+}
+
+impl Reservation {
+    /// Begins the entry these bytes are for. Other bytes are found when the guess was wrong.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::OutOfMemory`] when the system refuses.
+    pub fn begin(self, spec: Spec) -> Result<Option<Writer>> {
+        let fits = whole_pages(spec.span()) == whole_pages(self.bytes);
+        if fits && spec.footprint() <= META_GUESS && self.is_current() {
+            return Ok(self.open(spec));
+        }
+        let cache = self.cache.clone();
+        drop(self);
+        cache.begin(spec)
+    }
+
+    /// Whether this process made the reservation: a fork's child has none.
+    fn is_current(&self) -> bool {
+        self.cache.lock().forks == self.forks
+    }
+
+    fn open(self, spec: Spec) -> Option<Writer> {
+        let id = self.id?;
+        let loan = self.cache.lock().slots.get_mut(id).and_then(|e| e.block.lend_mut());
+        let mut loan = loan?;
+        if self.fresh {
+            loan.populate();
+        }
+        Some(Writer { reservation: self, loan: Some(loan), spec: Arc::new(spec) })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        let mut gone = Gone::default();
+        let mut state = self.cache.lock();
+        if state.forks == self.forks {
+            state.take(id, &mut gone);
+        }
+        drop(state);
+        self.cache.dispose(gone, 0);
+    }
+}
+
+impl Writer {
+    /// The arrays to come.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The block's bytes, the arrays at their fields' ranges.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        match &mut self.loan {
+            Some(loan) => loan.bytes(),
+            None => &mut [],
+        }
+    }
+
+    /// Makes the entry findable. `false` when [`Cache::clear`] came after `generation`.
+    pub fn publish(self, key: Key, existing: Existing, generation: Option<u64>) -> bool {
+        self.finish(key, existing, generation, false).is_ok()
+    }
+
+    /// Makes the entry findable and pins it; `None` when [`Cache::clear`] came after `generation`.
+    pub fn publish_pinned(
+        self,
+        key: Key,
+        existing: Existing,
+        generation: Option<u64>,
+    ) -> Option<Pin> {
+        self.finish(key, existing, generation, true).ok().flatten()
+    }
+
+    fn finish(
+        mut self,
+        key: Key,
+        existing: Existing,
+        generation: Option<u64>,
+        pin: bool,
+    ) -> std::result::Result<Option<Pin>, ()> {
+        let cache = self.reservation.cache.clone();
+        let mut gone = Gone::default();
+        let mut state = cache.lock();
+        self.settle(&mut state);
+        if generation.is_some_and(|g| g != state.generation) || state.forks != self.reservation.forks
+        {
+            return Err(()); // the reservation's drop gives the bytes back
+        }
+        let Some(id) = self.reservation.id else { return Err(()) };
+        let old = state.find(&key);
+        let id = match (old, existing) {
+            (Some(old), Existing::Keep) => old,
+            (old, _) => {
+                self.reservation.id = None;
+                if let Some(old) = old {
+                    state.remove(old, &mut gone);
+                }
+                state.enter(id, key, self.spec.clone());
+                id
+            }
+        };
+        let pinned = if pin { state.pin(id) } else { None };
+        drop(state);
+        cache.dispose(gone, 0);
+        Ok(pinned.map(|(loan, spec)| Pin::new(cache.clone(), id, loan, spec)))
+    }
+
+    fn settle(&mut self, state: &mut State) {
+        if let (Some(loan), Some(id)) = (self.loan.take(), self.reservation.id)
+            && let Some(entry) = state.slots.get_mut(id)
+        {
+            entry.block.settle_mut(loan);
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let cache = self.reservation.cache.clone();
+        self.settle(&mut cache.lock());
+    }
+}
+
+impl State {
+    fn enter(&mut self, id: Id, key: Key, spec: Arc<Spec>) {
+        let Some(entry) = self.slots.get_mut(id) else { return };
+        entry.key = key;
+        entry.phase = Phase::Live;
+        self.logical += spec.logical();
+        entry.spec = spec;
+        let slots = &self.slots;
+        let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
+        self.index.insert_unique(key.hash(), id, hash);
+        self.shelve(id);
+    }
+}

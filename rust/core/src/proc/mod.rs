@@ -1,0 +1,4 @@
+//! The process around us.
+#![allow(unsafe_code)]
+
+pub mod fork;
