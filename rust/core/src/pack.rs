@@ -9,6 +9,10 @@
 //! [`Strided::new`]: a Python buffer export or a DLPack capsule held for as long.
 #![allow(unsafe_code)]
 
+mod rgb;
+
+use std::mem::MaybeUninit;
+
 use crate::error::{Error, Result};
 use crate::layout::MAX_RANK;
 
@@ -79,23 +83,38 @@ impl Strided {
     /// # Panics
     /// When the range does not lie within [`nbytes`](Self::nbytes).
     pub fn gather(&self, at: usize, out: &mut [u8]) {
-        let to = out.as_mut_ptr();
-        self.walk.pieces(at, out.len(), |done, piece| {
-            // SAFETY: `Walk` yields offsets of bytes that the description reaches, and exactly
-            // `out.len()` bytes in all, `done` of them before this piece. `out` is private memory
-            // and cannot overlap.
-            unsafe { piece.gather(self.base.offset(piece.offset), to.add(done)) };
-        });
+        // SAFETY: a slice is private memory of its length.
+        unsafe { self.gather_to(at, out.as_mut_ptr(), out.len()) };
     }
 
-    /// Hands on all elements in C order, as many bytes at a time as `scratch` holds (at least 1).
-    pub fn blocks(&self, scratch: &mut [u8], mut f: impl FnMut(&[u8])) {
-        let size = scratch.len();
-        for at in (0..self.nbytes()).step_by(size) {
-            let block = &mut scratch[..(self.nbytes() - at).min(size)];
-            self.gather(at, block);
-            f(block);
+    /// Hands on all elements in C order, `SIZE` bytes at a time, copied to this thread's stack.
+    pub fn blocks<const SIZE: usize>(&self, mut f: impl FnMut(&[u8])) {
+        let mut block = [MaybeUninit::<u8>::uninit(); SIZE];
+        for at in (0..self.nbytes()).step_by(SIZE) {
+            let len = SIZE.min(self.nbytes() - at);
+            let to = block.as_mut_ptr().cast::<u8>();
+            // SAFETY: `to` has room for `SIZE` bytes, and after the copy `len` of them are set.
+            f(unsafe {
+                self.gather_to(at, to, len);
+                std::slice::from_raw_parts(to, len)
+            });
         }
+    }
+
+    /// # Safety
+    /// Writable at `out`: `len` bytes of private memory.
+    unsafe fn gather_to(&self, at: usize, out: *mut u8, len: usize) {
+        self.walk.pieces(at, len, |done, piece| {
+            // SAFETY: `Walk` yields offsets of bytes that the description reaches, and exactly
+            // `len` bytes in all, `done` of them before this piece. What is private cannot overlap.
+            unsafe {
+                let out = out.add(done);
+                match piece {
+                    Piece::Part { offset, len } => copy(self.base.offset(offset), out, len),
+                    Piece::Runs(grid) => grid.gather(self.base.offset(grid.offset), out),
+                }
+            }
+        });
     }
 }
 
@@ -137,9 +156,18 @@ impl StridedMut {
     pub fn scatter(&self, at: usize, src: &[u8]) {
         let from = src.as_ptr();
         self.walk.pieces(at, src.len(), |done, piece| {
-            // SAFETY: as in `Strided::gather`. `src` may be a view of bytes that the destination
-            // aliases only if a caller broke the contract of `new`.
-            unsafe { piece.scatter(from.add(done), self.base.offset(piece.offset)) };
+            // SAFETY: as in `Strided::gather`; nothing in Rust owns what the destination reaches,
+            // so `src` cannot overlap it.
+            unsafe {
+                match piece {
+                    Piece::Part { offset, len } => {
+                        copy(from.add(done), self.base.offset(offset), len)
+                    }
+                    Piece::Runs(grid) => {
+                        grid.scatter(from.add(done), self.base.offset(grid.offset))
+                    }
+                }
+            }
         });
     }
 }
@@ -175,14 +203,18 @@ struct Walk {
     axes: Axes,
 }
 
-/// A part of a walk: `rows` rows of `cols` runs, or (`rows == 1`) any stretch of one row.
-struct Piece {
-    /// From the first element to the first run, in bytes.
+/// A part of a walk.
+enum Piece {
+    /// Bytes within one run.
+    Part { offset: isize, len: usize },
+    /// Whole runs, from the one at `offset` on.
+    Runs(Grid),
+}
+
+/// `rows` rows of `cols` runs of `run` bytes each; `offset` leads from the first element to the
+/// first run, the strides from run to run.
+struct Grid {
     offset: isize,
-    /// Bytes of the first run to leave out.
-    skip: usize,
-    /// Bytes of the piece.
-    len: usize,
     run: usize,
     rows: usize,
     row_stride: isize,
@@ -252,40 +284,37 @@ impl Walk {
     }
 
     /// Splits the range into pieces; `f` gets the bytes before each piece, and the piece.
-    fn pieces(&self, at: usize, len: usize, mut f: impl FnMut(usize, &Piece)) {
+    fn pieces(&self, at: usize, len: usize, mut f: impl FnMut(usize, Piece)) {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.nbytes);
         assert!(inside, "{len} bytes at {at} of {}", self.nbytes);
         let (outer, inner) = match self.axes.as_slice() {
             [] => (&[][..], Axis { len: 1, stride: 0 }),
             [outer @ .., inner] => (outer, *inner),
         };
-        let (run, row_bytes) = (self.run, self.run * inner.len);
-        let mut done = 0;
+        let (run, mut done) = (self.run, 0);
         while done < len {
             let left = len - done;
-            let (row, within) = ((at + done) / row_bytes, (at + done) % row_bytes);
+            let (nth, skip) = ((at + done) / run, (at + done) % run);
+            let (row, col) = (nth / inner.len, nth % inner.len);
+            let offset = offset(outer, row) + col as isize * inner.stride;
+            if skip != 0 || left < run {
+                let len = left.min(run - skip);
+                f(done, Piece::Part { offset: offset + skip as isize, len });
+                done += len;
+                continue;
+            }
             // Whole rows, as many as the next axis out still has; else what is left of this one.
             let (rows, row_stride) = match outer.last() {
-                Some(axis) if within == 0 && left >= row_bytes => {
-                    ((left / row_bytes).min(axis.len - row % axis.len), axis.stride)
+                Some(axis) if col == 0 => {
+                    let whole = (left / run / inner.len).min(axis.len - row % axis.len);
+                    (whole.max(1), axis.stride)
                 }
                 _ => (1, 0),
             };
-            let bytes = if rows > 1 { rows * row_bytes } else { left.min(row_bytes - within) };
-            f(
-                done,
-                &Piece {
-                    offset: offset(outer, row) + (within / run) as isize * inner.stride,
-                    skip: within % run,
-                    len: bytes,
-                    run,
-                    rows,
-                    row_stride,
-                    cols: inner.len,
-                    col_stride: inner.stride,
-                },
-            );
-            done += bytes;
+            let cols = (inner.len - col).min(left / run);
+            let col_stride = inner.stride;
+            f(done, Piece::Runs(Grid { offset, run, rows, row_stride, cols, col_stride }));
+            done += rows * cols * run;
         }
     }
 }
@@ -304,86 +333,81 @@ fn bad(what: &str, shape: &[usize], strides: &[isize]) -> Error {
     Error::Layout(format!("{what} of shape {shape:?} with strides {strides:?}"))
 }
 
-impl Piece {
+impl Grid {
     /// # Safety
-    /// `src` is the piece's first run, `dst` has room for `len` bytes.
+    /// `src` is the grid's first run, `dst` has room for all its bytes.
     unsafe fn gather(&self, src: *const u8, dst: *mut u8) {
-        // SAFETY: passed on.
+        // SAFETY: passed on; `N` is the length of a run.
         unsafe {
-            if self.skip == 0 && self.len == self.rows * self.cols * self.run {
-                match self.run {
-                    1 => self.plane::<1>(src, dst),
-                    2 => self.plane::<2>(src, dst),
-                    3 => self.plane::<3>(src, dst),
-                    4 => self.plane::<4>(src, dst),
-                    6 => self.plane::<6>(src, dst),
-                    8 => self.plane::<8>(src, dst),
-                    12 => self.plane::<12>(src, dst),
-                    16 => self.plane::<16>(src, dst),
-                    _ => self.runs(|at, done, n| copy(src.offset(at), dst.add(done), n)),
+            match self.run {
+                1 => self.gather_runs::<1>(src, dst),
+                2 => self.gather_runs::<2>(src, dst),
+                3 if self.rows == 1 && self.col_stride == 4 => {
+                    rgb::drop_fourth(src, dst, self.cols)
                 }
-            } else {
-                self.runs(|at, done, n| copy(src.offset(at), dst.add(done), n));
+                3 => self.gather_runs::<3>(src, dst),
+                4 => self.gather_runs::<4>(src, dst),
+                6 => self.gather_runs::<6>(src, dst),
+                8 => self.gather_runs::<8>(src, dst),
+                12 => self.gather_runs::<12>(src, dst),
+                16 => self.gather_runs::<16>(src, dst),
+                _ => self.each(|at, nth| copy(src.offset(at), dst.add(nth * self.run), self.run)),
             }
         }
     }
 
     /// # Safety
-    /// `dst` is the piece's first run, `src` has `len` bytes.
+    /// `dst` is the grid's first run, `src` has all its bytes.
     unsafe fn scatter(&self, src: *const u8, dst: *mut u8) {
         // SAFETY: passed on.
-        self.runs(|at, done, n| unsafe { copy(src.add(done), dst.offset(at), n) });
+        self.each(|at, nth| unsafe { copy(src.add(nth * self.run), dst.offset(at), self.run) });
     }
 
-    /// Whole rows of runs of `N` bytes. Where the next axis out is the denser one (a transpose),
-    /// small tiles use each cache line for several rows before it is dropped.
+    /// Calls `f` with each run: its offset from the first one, and its number.
+    fn each(&self, f: impl Fn(isize, usize)) {
+        for row in 0..self.rows {
+            for col in 0..self.cols {
+                let at = row as isize * self.row_stride + col as isize * self.col_stride;
+                f(at, row * self.cols + col);
+            }
+        }
+    }
+
+    /// Short runs, of a length known to the compiler. Where the next axis out is the denser one
+    /// (a transpose), small tiles use each cache line for several rows before it is dropped.
     ///
     /// # Safety
-    /// As [`gather`](Self::gather), with `skip == 0`, whole rows, and `N == run`.
-    unsafe fn plane<const N: usize>(&self, src: *const u8, dst: *mut u8) {
+    /// As [`gather`](Self::gather), and `N == run`.
+    unsafe fn gather_runs<const N: usize>(&self, src: *const u8, dst: *mut u8) {
         let (rows, cols) = (self.rows, self.cols);
         let transposed = rows > 1 && self.row_stride.abs() < self.col_stride.abs();
         let (tall, wide) = if transposed { (16, 64) } else { (1, cols) };
         for top in (0..rows).step_by(tall) {
             for left in (0..cols).step_by(wide) {
                 for row in top..rows.min(top + tall) {
-                    // SAFETY: `row < rows` and `left < cols` stay within the piece, and so does
-                    // every run below, `left..right` of the row.
+                    let n = wide.min(cols - left);
+                    let start = row as isize * self.row_stride + left as isize * self.col_stride;
+                    // SAFETY: runs `left..left + n` of row `row` are within the grid.
                     unsafe {
-                        let right = cols.min(left + wide);
-                        let start =
-                            row as isize * self.row_stride + left as isize * self.col_stride;
-                        let mut from = src.offset(start);
-                        let mut to = dst.add((row * cols + left) * N);
-                        for _ in left..right {
-                            to.copy_from_nonoverlapping(from, N);
-                            from = from.wrapping_offset(self.col_stride);
-                            to = to.wrapping_add(N);
-                        }
+                        let to = dst.add((row * cols + left) * N);
+                        line::<N>(src.offset(start), self.col_stride, to, n);
                     }
                 }
             }
         }
     }
+}
 
-    /// Calls `f` with each contiguous stretch: its offset from the first run, the bytes before it,
-    /// and its length.
-    fn runs(&self, f: impl Fn(isize, usize, usize)) {
-        let (mut done, mut skip, mut row) = (0, self.skip, 0);
-        while done < self.len {
-            let mut at = row * self.row_stride;
-            for _ in 0..self.cols {
-                let n = (self.run - skip).min(self.len - done);
-                f(at + skip as isize, done, n);
-                done += n;
-                skip = 0;
-                if done == self.len {
-                    break;
-                }
-                at += self.col_stride;
-            }
-            row += 1;
-        }
+/// `n` runs of `N` bytes, `stride` apart.
+///
+/// # Safety
+/// The runs are readable, and `dst` has room for all of them.
+unsafe fn line<const N: usize>(mut src: *const u8, stride: isize, mut dst: *mut u8, n: usize) {
+    for _ in 0..n {
+        // SAFETY: passed on; the pointers move past the last run only by address.
+        unsafe { dst.copy_from_nonoverlapping(src, N) };
+        src = src.wrapping_offset(stride);
+        dst = dst.wrapping_add(N);
     }
 }
 
