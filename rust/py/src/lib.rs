@@ -1,7 +1,11 @@
 //! `memweir._core`: conversions between Python and the core, nothing else.
 
 mod borrow;
+mod cache;
 mod descriptor;
+mod digest;
+mod pixels;
+mod view;
 
 use pyo3::prelude::*;
 
@@ -11,7 +15,17 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::cache::{
+        _after_fork_in_child, _after_fork_in_parent, _before_fork, PyCache, PyReservation,
+    };
+    #[pymodule_export]
     use super::descriptor::PyDescriptor;
+    #[pymodule_export]
+    use super::digest::PyDigest;
+    #[pymodule_export]
+    use super::pixels::PyPixels;
+    #[pymodule_export]
+    use super::view::PyView;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -14,6 +14,7 @@ mod imp {
     use super::*;
     use std::sync::OnceLock;
 
+    /// Bytes of a page.
     pub fn page() -> usize {
         static PAGE: OnceLock<usize> = OnceLock::new();
         *PAGE.get_or_init(|| {
@@ -126,6 +127,7 @@ mod imp {
     use super::*;
     use std::alloc::{Layout, alloc_zeroed, dealloc};
 
+    /// Bytes of a page.
     pub fn page() -> usize {
         4096
     }

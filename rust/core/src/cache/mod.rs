@@ -6,6 +6,7 @@
 //! and mapped with the lock released. An evicted entry's pages serve the newcomer directly where
 //! they fit, so a full cache in steady state makes no system call.
 
+mod key;
 mod pin;
 mod room;
 mod writer;
@@ -16,37 +17,11 @@ use crate::lru::{Id, Lru};
 use crate::pixels::Spec;
 use crate::proc::fork::{self, Forked, lock};
 use hashbrown::HashTable;
+pub use key::{Key, Part};
 pub use pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 pub use writer::{Existing, Reservation, Writer};
-
-/// What an entry is found by: a digest, or the digest of a framed key of another kind. The two
-/// never compare equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key {
-    framed: bool,
-    bytes: [u8; 32],
-}
-
-impl Key {
-    /// A digest as a key.
-    pub fn digest(bytes: [u8; 32]) -> Self {
-        Self { framed: false, bytes }
-    }
-
-    /// Any other key, by the digest of its frame.
-    pub fn framed(bytes: [u8; 32]) -> Self {
-        Self { framed: true, bytes }
-    }
-
-    fn hash(&self) -> u64 {
-        // A digest's bytes are uniform: eight of them hash as well as any function of all.
-        let mut first = [0; 8];
-        first.copy_from_slice(&self.bytes[..8]);
-        u64::from_le_bytes(first)
-    }
-}
 
 /// Counters and bytes of a cache at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -165,6 +140,13 @@ impl Cache {
         }
     }
 
+    /// [`get`](Self::get) that counts nothing.
+    pub fn peek(self: &Arc<Self>, key: &Key) -> Option<Pin> {
+        let mut state = self.lock();
+        let id = state.find(key)?;
+        state.pin(id).map(|(loan, spec)| Pin::new(self.clone(), id, loan, spec))
+    }
+
     /// Whether a key has an entry; counts nothing and changes no order.
     pub fn contains(&self, key: &Key) -> bool {
         self.lock().find(key).is_some()
@@ -216,6 +198,19 @@ impl Cache {
     /// Ends [`lend`](Self::lend).
     pub fn unlend(&self, bytes: usize) {
         self.lent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Removes one entry, if it is there; what is in use goes with its last user.
+    pub fn remove(&self, key: &Key) -> bool {
+        let mut gone = Gone::default();
+        let mut state = self.lock();
+        let found = state.find(key);
+        if let Some(id) = found {
+            state.remove(id, &mut gone);
+        }
+        drop(state);
+        self.dispose(gone, 0);
+        found.is_some()
     }
 
     /// Evicts until at most `to` bytes are owned or only pinned entries are left. Returns the

@@ -1,0 +1,103 @@
+"""memweir keeps long-lived multimodal Python processes at a set memory level.
+
+Pixels, models and heap each get a byte budget, an owner and a way back. Importing this package
+loads numpy and one shared object; everything else loads when it is first used.
+"""
+
+from __future__ import annotations
+
+import os as _os
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from . import _core
+from ._core import Digest, Pixels, __version__
+from .errors import (
+    BudgetExceeded,
+    Busy,
+    LoadFailed,
+    MemweirError,
+    MissingPixels,
+    PixelMismatch,
+    Released,
+    UnsupportedType,
+)
+from .identity import (
+    hash_array,
+    hash_bytes,
+    hash_file,
+    hash_image,
+    hash_many,
+    hash_value,
+)
+from .pixels.cache import CacheStats, PixelCache, Spec
+
+if TYPE_CHECKING:
+    from .pixels.processor import CachedProcessor
+    from .pixels.refs import PixelRef
+    from .pixels.resolve import Recompute, materialize, resolvers
+    from .pixels.strip import Stripped, strip
+    from .settings import Settings
+
+# What these modules import is not needed to import memweir, and costs more than memweir does.
+_LAZY = {
+    "CachedProcessor": "pixels.processor",
+    "PixelRef": "pixels.refs",
+    "Recompute": "pixels.resolve",
+    "Settings": "settings",
+    "Stripped": "pixels.strip",
+    "materialize": "pixels.resolve",
+    "resolvers": "pixels.resolve",
+    "strip": "pixels.strip",
+}
+
+__all__ = [
+    "BudgetExceeded",
+    "Busy",
+    "CacheStats",
+    "CachedProcessor",
+    "Digest",
+    "LoadFailed",
+    "MemweirError",
+    "MissingPixels",
+    "PixelCache",
+    "PixelMismatch",
+    "PixelRef",
+    "Pixels",
+    "Recompute",
+    "Released",
+    "Settings",
+    "Spec",
+    "Stripped",
+    "UnsupportedType",
+    "__version__",
+    "hash_array",
+    "hash_bytes",
+    "hash_file",
+    "hash_image",
+    "hash_many",
+    "hash_value",
+    "materialize",
+    "resolvers",
+    "strip",
+]
+
+if hasattr(_os, "register_at_fork"):
+    _os.register_at_fork(
+        before=_core._before_fork,
+        after_in_parent=_core._after_fork_in_parent,
+        after_in_child=_core._after_fork_in_child,
+    )
+
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

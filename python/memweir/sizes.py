@@ -1,0 +1,108 @@
+"""Byte sizes as people write them, and what a percentage of memory is here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+__all__ = ["format_size", "memory_limit", "parse_size"]
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgtp", start=1):
+    _UNITS[f"{_letter}b"] = 1000**_power
+    _UNITS[f"{_letter}ib"] = 1024**_power
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*|%)\s*", re.ASCII)
+_HINT = 'give bytes as an int, or text such as "2 GiB", "500 MB" or "25%"'
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes in ``size``: an int, or text with a decimal or binary unit or a percent sign.
+
+    Percentages are of :func:`memory_limit`. Fractions of a byte are cut off.
+
+    Raises ``ValueError`` for negative, unreadable or over-100 % sizes, ``TypeError`` for other
+    types (bool included).
+    """
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise TypeError(f"a size is an int or a str, not {type(size).__name__}: {_HINT}")
+    if isinstance(size, int):
+        if size < 0:
+            raise ValueError(f"a size cannot be negative: {size}")
+        return _checked(size, str(size))
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise ValueError(f"not a size: {size!r}; {_HINT}")
+    number, unit = match.groups()
+    # Exact in integers: 2**63 + 1 bytes and "1.1 TiB" must not pass through a float.
+    whole, _, digits = number.partition(".")
+    scale = 10 ** len(digits)
+    value = int(whole + digits or "0")
+    if unit == "%":
+        if value > 100 * scale:
+            raise ValueError(f"more than all of the memory: {size!r}")
+        return memory_limit() * value // (100 * scale)
+    factor = _UNITS.get(unit.lower())
+    if factor is None:
+        raise ValueError(f"unknown unit {unit!r} in {size!r}; {_HINT}")
+    return _checked(value * factor // scale, size)
+
+
+def format_size(nbytes: int) -> str:
+    """``nbytes`` with the largest binary unit that leaves at least one: ``"1.5 GiB"``."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def memory_limit() -> int:
+    """Bytes this process may use: the smallest of RAM and the limits of its cgroups (v1, v2)."""
+    return min([_ram(), *_cgroup_limits()])
+
+
+def _checked(size: int, given: str) -> int:
+    if size >= 1 << 63:
+        raise ValueError(f"larger than any address space: {given!r}")
+    return size
+
+
+def _ram() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62  # not a POSIX system: only a percentage would need to know
+
+
+def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path | None = None) -> list[int]:
+    try:
+        lines = (own or Path("/proc/self/cgroup")).read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts, name = [root, root / "unified"], "memory.max"
+        elif "memory" in controllers.split(","):
+            mounts, name = [root / "memory"], "memory.limit_in_bytes"
+        else:
+            continue
+        for mount in mounts:
+            group = mount / path.lstrip("/")
+            for level in (group, *group.parents):
+                limits.append(_limit(level / name))
+                if level == mount:
+                    break
+    return [limit for limit in limits if limit is not None]
+
+
+def _limit(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None  # this level has no such file, as a container's view often has not
+    return int(text) if text.isdecimal() else None
