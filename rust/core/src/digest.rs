@@ -4,11 +4,13 @@
 
 mod copy;
 mod hasher;
+mod many;
 
 use std::fmt;
 
 pub use copy::CopyHasher;
 pub use hasher::{Algorithm, Hasher};
+pub use many::{Source, contents};
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -70,7 +72,6 @@ enum Kind {
     Array = 2,
     Image = 3,
     Value = 4,
-    Key = 5,
 }
 
 /// What is hashed of an image beside its pixels.
@@ -92,15 +93,9 @@ pub struct ImageMeta<'a> {
 
 /// Hash of an array's bytes in C order, the second level of its digest.
 pub fn content(algorithm: Algorithm, source: &Strided) -> [u8; LEN] {
-    let mut hash = None;
-    if source.nbytes() <= hasher::BLOCK {
-        source.blocks::<{ hasher::BLOCK }>(|block| hash = Some(algorithm.hash(block)));
-    }
-    hash.unwrap_or_else(|| {
-        let mut hasher = Hasher::new(algorithm);
-        hasher.update_strided(source);
-        hasher.finish()
-    })
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update_strided(source);
+    hasher.finish()
 }
 
 /// Digest of bytes.
@@ -141,13 +136,6 @@ pub fn image(algorithm: Algorithm, meta: &ImageMeta, len: u64, content: &[u8; LE
 /// Digest of a nested value, whose [frames](crate::value) are `len` bytes that hash to `content`.
 pub fn value(algorithm: Algorithm, len: u64, content: &[u8; LEN]) -> Digest {
     finish(algorithm, preimage(Kind::Value), len, content)
-}
-
-/// Digest of a cache key, given as its frames. Keys are short, so they are hashed in one level.
-pub fn key(algorithm: Algorithm, frames: &[u8]) -> Digest {
-    let mut preimage = preimage(Kind::Key);
-    preimage.extend(frames);
-    Digest(algorithm.hash(&preimage))
 }
 
 fn preimage(kind: Kind) -> Vec<u8> {

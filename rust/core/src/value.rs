@@ -71,9 +71,9 @@ impl<S: Sink> Frames<S> {
         self.sink.put(&value.to_bits().to_le_bytes());
     }
 
-    /// A text, as UTF-8.
-    pub fn str(&mut self, text: &str) {
-        self.framed(b'S', text.as_bytes());
+    /// A text, given as UTF-8.
+    pub fn text(&mut self, utf8: &[u8]) {
+        self.framed(b'S', utf8);
     }
 
     /// Bytes.

@@ -1,6 +1,7 @@
 //! Python's memory in: arrays, tensors and buffers, described and kept alive, never copied.
 #![allow(unsafe_code)]
 
+mod arrow;
 mod buffer;
 mod dlpack;
 
@@ -14,16 +15,23 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCapsule, PyType};
 
+pub use self::arrow::Pixel;
+
 /// Byte order of this machine, as numpy writes it.
 const NATIVE: u8 = if cfg!(target_endian = "little") { b'<' } else { b'>' };
 
-/// An array that can be read. Its memory stays alive and in place until this drops.
-pub struct Borrowed<'py> {
-    layout: Layout,
+/// Memory that can be read. It stays alive and in place until this drops.
+pub struct Memory<'py> {
     source: Strided,
     _owner: Owner,
     // Dropping gives a reference back, which wants the thread attached.
     _py: PhantomData<&'py ()>,
+}
+
+/// An array that can be read.
+pub struct Borrowed<'py> {
+    layout: Layout,
+    memory: Memory<'py>,
 }
 
 /// An array that can be written to.
@@ -45,7 +53,7 @@ struct Export {
 /// What keeps the memory alive and in place.
 enum Owner {
     Buffer(PyUntypedBuffer),
-    Tensor {
+    Capsule {
         _capsule: Py<PyCapsule>,
         strides: Box<[isize]>,
     },
@@ -67,8 +75,8 @@ impl<'py> Borrowed<'py> {
         // SAFETY: the exporter promises the memory that it describes for as long as the buffer or
         // the capsule is held, and `owner` holds it as long as `source` lives.
         let source = unsafe { Strided::new(ptr, itemsize, layout.shape(), strides) };
-        let source = source.map_err(invalid)?;
-        Ok(Self { layout, source, _owner: owner, _py: PhantomData })
+        let memory = Memory { source: source.map_err(invalid)?, _owner: owner, _py: PhantomData };
+        Ok(Self { layout, memory })
     }
 
     /// Element type and shape.
@@ -77,6 +85,18 @@ impl<'py> Borrowed<'py> {
     }
 
     /// The memory.
+    pub fn source(&self) -> &Strided {
+        self.memory.source()
+    }
+
+    /// The memory without its layout.
+    pub fn into_memory(self) -> Memory<'py> {
+        self.memory
+    }
+}
+
+impl Memory<'_> {
+    /// Where to read.
     pub fn source(&self) -> &Strided {
         &self.source
     }
@@ -117,21 +137,41 @@ impl Owner {
             // A scalar is exported with one axis, see `buffer::scalar`.
             Self::Buffer(_) if layout.shape().is_empty() => &[],
             Self::Buffer(buffer) => buffer.strides(),
-            Self::Tensor { strides, .. } | Self::Nothing { strides } => strides,
+            Self::Capsule { strides, .. } | Self::Nothing { strides } => strides,
         }
     }
+}
+
+/// Whether this is a numpy array or scalar, or a torch tensor.
+pub fn is_array(obj: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(buffer::is_numpy(obj)? || dlpack::is_tensor(obj)?)
+}
+
+/// `module.name`, once somebody has imported the module; we never do.
+pub fn class_if_loaded<'py>(
+    py: Python<'py>,
+    cell: &'static PyOnceLock<Py<PyType>>,
+    module: &str,
+    name: &str,
+) -> PyResult<Option<&'py Bound<'py, PyType>>> {
+    if let Some(class) = cell.get(py) {
+        return Ok(Some(class.bind(py)));
+    }
+    let module = py.import("sys")?.getattr("modules")?.call_method1("get", (module,))?;
+    // A thread may be in the middle of importing it.
+    let Some(class) = module.getattr_opt(name)? else { return Ok(None) };
+    let class = class.cast_into::<PyType>()?.unbind();
+    Ok(Some(cell.get_or_init(py, || class).bind(py)))
 }
 
 fn export(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
     if obj.get_type().is(buffer::ndarray(obj.py())?) {
         return buffer::of_ndarray(obj);
     }
-    match dlpack::tensor_type(obj.py())? {
-        Some(tensor) if obj.is_instance(tensor)? => dlpack::of_tensor(obj),
-        _ => buffer::of_any(obj),
-    }
+    if dlpack::is_tensor(obj)? { dlpack::of_tensor(obj) } else { buffer::of_any(obj) }
 }
 
+/// A layout that the core refuses.
 fn invalid(error: memweir_core::error::Error) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
@@ -152,7 +192,7 @@ pub fn unsupported(py: Python<'_>, message: String) -> PyErr {
 }
 
 /// The same, with the exception that made us give up as its cause.
-fn unsupported_because(py: Python<'_>, message: String, cause: PyErr) -> PyErr {
+pub fn unsupported_because(py: Python<'_>, message: String, cause: PyErr) -> PyErr {
     let error = unsupported(py, message);
     error.set_cause(py, Some(cause));
     error

@@ -21,7 +21,9 @@ mod _core {
     #[pymodule_export]
     use super::descriptor::PyDescriptor;
     #[pymodule_export]
-    use super::digest::PyDigest;
+    use super::digest::{
+        PyDigest, hash_array, hash_bytes, hash_file, hash_image, hash_many, hash_value,
+    };
     #[pymodule_export]
     use super::pixels::PyPixels;
     #[pymodule_export]

@@ -11,7 +11,7 @@ use crate::pack::Strided;
 
 /// Bytes gathered at a time: whole BLAKE3 subtrees that stay in the core's own cache, and not too
 /// much for any thread's stack.
-pub(super) const BLOCK: usize = 128 << 10;
+const BLOCK: usize = 128 << 10;
 
 /// A hash function of 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

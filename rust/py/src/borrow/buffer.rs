@@ -7,12 +7,24 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyMemoryView, PyType};
 
-use super::{Export, Owner, invalid, type_name, unsupported, unsupported_because};
+use super::{Export, Owner, class_if_loaded, invalid, type_name, unsupported, unsupported_because};
 
 /// `numpy.ndarray`.
 pub(super) fn ndarray<'py>(py: Python<'py>) -> PyResult<&'py Bound<'py, PyType>> {
     static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     TYPE.import(py, "numpy", "ndarray")
+}
+
+/// `numpy.generic`.
+fn scalar_type<'py>(py: Python<'py>) -> PyResult<&'py Bound<'py, PyType>> {
+    static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    TYPE.import(py, "numpy", "generic")
+}
+
+/// Whether this is an array or a scalar of numpy.
+pub(super) fn is_numpy(obj: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = obj.py();
+    Ok(obj.is_instance(ndarray(py)?)? || obj.is_instance(scalar_type(py)?)?)
 }
 
 /// An array whose type is exactly `ndarray`.
@@ -38,8 +50,8 @@ pub(super) fn of_any(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
         return of_ndarray(&array.call_method1("view", (obj, array))?);
     }
     let numpy = py.import("numpy")?;
-    if obj.is_instance(&numpy.getattr("generic")?)? {
-        // A scalar's own buffer does not tell a datetime from eight bytes.
+    if obj.is_instance(scalar_type(py)?)? {
+        // Its own buffer does not tell a datetime from eight bytes.
         return of_ndarray(&numpy.call_method1("asarray", (obj,))?);
     }
     if let Ok(buffer) = PyUntypedBuffer::get(obj)
@@ -61,11 +73,10 @@ pub(super) fn of_any(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
 }
 
 fn is_masked(obj: &Bound<'_, PyAny>) -> PyResult<bool> {
-    // Who made a masked array has imported its module; we do not.
-    let modules = obj.py().import("sys")?.getattr("modules")?;
-    match modules.call_method1("get", ("numpy.ma",))? {
-        module if module.is_none() => Ok(false),
-        module => obj.is_instance(&module.getattr("MaskedArray")?),
+    static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    match class_if_loaded(obj.py(), &TYPE, "numpy.ma", "MaskedArray")? {
+        Some(masked) => obj.is_instance(masked),
+        None => Ok(false),
     }
 }
 

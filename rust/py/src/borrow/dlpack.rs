@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCapsule, PyType};
 
-use super::{Export, Owner, invalid, type_name, unsupported, unsupported_because};
+use super::{Export, Owner, class_if_loaded, invalid, type_name, unsupported, unsupported_because};
 
 /// `DLTensor` of DLPack's C header.
 #[repr(C)]
@@ -28,17 +28,13 @@ struct DlTensor {
 const CPU: i32 = 1;
 const PINNED: i32 = 3;
 
-/// `torch.Tensor`, once somebody has imported torch.
-pub(super) fn tensor_type<'py>(py: Python<'py>) -> PyResult<Option<&'py Bound<'py, PyType>>> {
+/// Whether this is a `torch.Tensor`.
+pub(super) fn is_tensor(obj: &Bound<'_, PyAny>) -> PyResult<bool> {
     static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    if let Some(tensor) = TYPE.get(py) {
-        return Ok(Some(tensor.bind(py)));
+    match class_if_loaded(obj.py(), &TYPE, "torch", "Tensor")? {
+        Some(tensor) => obj.is_instance(tensor),
+        None => Ok(false),
     }
-    let torch = py.import("sys")?.getattr("modules")?.call_method1("get", ("torch",))?;
-    // A thread may be in the middle of importing it.
-    let Some(tensor) = torch.getattr_opt("Tensor")? else { return Ok(None) };
-    let tensor = tensor.cast_into::<PyType>()?.unbind();
-    Ok(Some(TYPE.get_or_init(py, || tensor).bind(py)))
 }
 
 /// A dense tensor on the CPU. Lazy conjugation and negation are carried out first.
@@ -90,7 +86,7 @@ pub(super) fn of_tensor(tensor: &Bound<'_, PyAny>) -> PyResult<Export> {
         layout,
         ptr,
         readonly,
-        owner: Owner::Tensor { _capsule: capsule.unbind(), strides },
+        owner: Owner::Capsule { _capsule: capsule.unbind(), strides },
     })
 }
 
