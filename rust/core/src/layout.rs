@@ -9,19 +9,39 @@ pub const MAX_RANK: usize = 64;
 /// structured descriptor) and the bytes of one element. The core never interprets the token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DType {
-    token: Box<str>,
+    token: Token,
     itemsize: usize,
+}
+
+/// Nearly every token is a few characters, and every array that is stored has one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Token {
+    Short { len: u8, text: [u8; 14] },
+    Long(Box<str>),
 }
 
 impl DType {
     /// An element type; `itemsize` may be 0 (numpy's empty strings).
     pub fn new(token: &str, itemsize: usize) -> Self {
-        Self { token: token.into(), itemsize }
+        let mut text = [0; 14];
+        let token = match text.get_mut(..token.len()) {
+            Some(room) => {
+                room.copy_from_slice(token.as_bytes());
+                Token::Short { len: token.len() as u8, text }
+            }
+            None => Token::Long(token.into()),
+        };
+        Self { token, itemsize }
     }
 
     /// Numpy's token for this type.
     pub fn token(&self) -> &str {
-        &self.token
+        match &self.token {
+            Token::Short { len, text } => {
+                str::from_utf8(&text[..usize::from(*len)]).unwrap_or_default()
+            }
+            Token::Long(text) => text,
+        }
     }
 
     /// Bytes of one element.

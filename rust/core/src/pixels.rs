@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use std::borrow::Cow;
 
 /// Arrays start at multiples of this, as numpy and vector code like it.
 const ALIGN: usize = 64;
@@ -9,7 +10,7 @@ const ALIGN: usize = 64;
 /// One array of an entry and where it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
-    name: Box<str>,
+    name: Cow<'static, str>,
     layout: Layout,
     offset: usize,
 }
@@ -44,8 +45,9 @@ impl Spec {
     ///
     /// # Errors
     /// [`Error::Layout`] when a name comes twice or the sum does not fit into memory.
-    pub fn new(arrays: impl IntoIterator<Item = (Box<str>, Layout)>) -> Result<Self> {
-        let mut fields: Vec<Field> = Vec::new();
+    pub fn new(arrays: impl IntoIterator<Item = (Cow<'static, str>, Layout)>) -> Result<Self> {
+        let arrays = arrays.into_iter();
+        let mut fields: Vec<Field> = Vec::with_capacity(arrays.size_hint().0);
         let (mut span, mut logical) = (0usize, 0usize);
         for (name, layout) in arrays {
             if fields.iter().any(|f| f.name == name) {
@@ -71,7 +73,7 @@ impl Spec {
 
     /// The array of this name.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.iter().find(|f| &*f.name == name)
+        self.fields.iter().find(|f| f.name == name)
     }
 
     /// Bytes from the start of the first array to the end of the last.

@@ -22,7 +22,7 @@ fn put(cache: &Arc<Cache>, n: usize, nbytes: usize, byte: u8) -> bool {
         cache.remove(&key(n));
         return false;
     };
-    writer.bytes()[..nbytes].fill(byte);
+    writer.fill(|_, out| out[..nbytes].fill(byte));
     writer.publish(key(n), Existing::Replace, None)
 }
 
@@ -95,7 +95,7 @@ proptest! {
                 Op::Reserve(n) => if let Some(reservation) = cache.reserve(n).expect("memory") {
                     prop_assert!(cache.stats().bytes <= limit.max(before.bytes));
                     let mut writer = reservation.begin(spec(n)).expect("memory").expect("reserved");
-                    writer.bytes()[..n].fill(byte);
+                    writer.fill(|_, out| out[..n].fill(byte));
                     // Dropped without being published: everything comes back.
                 },
                 Op::Evict(to) => { cache.evict(to); }
@@ -176,7 +176,7 @@ fn the_first_content_stays_where_keys_name_contents() {
     let mut pins = Vec::new();
     for _ in 0..3 {
         let mut writer = cache.begin(spec(5000)).expect("memory").expect("room");
-        writer.bytes().fill(3);
+        writer.fill(|_, out| out.fill(3));
         pins.push(writer.publish_pinned(key(1), Existing::Keep, None).expect("current"));
     }
     assert_eq!(cache.len(), 1);

@@ -1,12 +1,11 @@
 //! The cache, for Python: keys and arrays in, handles out.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
 
-use memweir_core::cache::{Cache, Existing, Key, Part, Reservation, Writer};
+use memweir_core::cache::{Cache, Existing, Key, Part, Reservation};
 use memweir_core::digest::{self, Algorithm, CopyHasher};
 use memweir_core::error::Error;
-use memweir_core::layout::Layout;
 use memweir_core::pack::Strided;
 use memweir_core::pixels::Spec;
 use memweir_core::proc::fork;
@@ -83,11 +82,12 @@ impl PyCache {
         let key = key_of(key)?;
         let arrays = Arrays::of(arrays)?;
         let store = |sources: &[&Strided], spec| -> Result<bool, Error> {
-            let Some(writer) = self.cache.begin(spec)? else {
+            let Some(mut writer) = self.cache.begin(spec)? else {
                 self.cache.remove(&key); // an older value under this key is not the answer
                 return Ok(false);
             };
-            Ok(copy(writer, sources).publish(key, Existing::Replace, None))
+            writer.fill(|spec, out| copy(sources, spec, out));
+            Ok(writer.publish(key, Existing::Replace, None))
         };
         arrays.with(py, store)
     }
@@ -114,20 +114,15 @@ impl PyCache {
                     None => self.cache.begin(spec),
                 };
                 // The system's refusal is not the end: less is asked of it below.
-                if let Ok(Some(writer)) = writer {
-                    let writer = copy(writer, sources);
+                if let Ok(Some(mut writer)) = writer {
+                    writer.fill(|spec, out| copy(sources, spec, out));
                     let pin = writer.publish_pinned(key, Existing::Replace, generation);
                     if let Some(pin) = pin {
                         return Ok(pin);
                     }
                 }
             }
-            let ranges: Vec<_> = loose.fields().iter().map(|f| f.range()).collect();
-            self.cache.loose(loose, |out| {
-                for (range, source) in ranges.into_iter().zip(sources) {
-                    source.copy_to(&mut out[range]);
-                }
-            })
+            self.cache.loose(loose, |spec, out| copy(sources, spec, out))
         };
         arrays.with(py, serve).map(PyPixels::new)
     }
@@ -146,9 +141,9 @@ impl PyCache {
                 let content = digest::content(Algorithm::Blake3, source);
                 return Ok((digest::array(Algorithm::Blake3, layout, &content), None));
             };
-            hasher.copy(source, &mut writer.bytes()[..layout.nbytes()]);
+            writer.fill(|_, out| hasher.copy(source, &mut out[..layout.nbytes()]));
             let digest = digest::array(Algorithm::Blake3, layout, &hasher.finish());
-            let key = Key::digest(*digest.as_bytes());
+            let key = Key::digest(digest.as_bytes());
             Ok((digest, writer.publish_pinned(key, Existing::Keep, None)))
         };
         let stored = if layout.nbytes() > BULK { py.detach(store) } else { store() };
@@ -213,41 +208,37 @@ pub fn _after_fork_in_child() {
 }
 
 /// The arrays of an entry to come, borrowed from Python.
-struct Arrays<'py> {
-    names: Vec<Box<str>>,
-    arrays: Vec<Borrowed<'py>>,
-}
+struct Arrays<'py>(Vec<(Cow<'static, str>, Borrowed<'py>)>);
 
 impl<'py> Arrays<'py> {
     fn of(given: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let mut arrays = Self { names: Vec::new(), arrays: Vec::new() };
         if let Ok(dict) = given.cast::<PyDict>() {
-            for (name, array) in dict.iter() {
-                arrays.push(&name, &array)?;
-            }
-        } else if let Ok(mapping) = given.cast::<PyMapping>() {
-            for item in mapping.items()?.iter() {
-                let (name, array): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
-                arrays.push(&name, &array)?;
-            }
-        } else {
-            arrays.names.push(ALONE.into());
-            arrays.arrays.push(Borrowed::array(given)?);
+            return Self::named(dict.len(), dict.iter());
         }
-        if arrays.arrays.is_empty() {
-            return Err(PyValueError::new_err("an entry needs at least one array"));
+        if let Ok(mapping) = given.cast::<PyMapping>() {
+            let items = mapping.items()?;
+            let pairs: Vec<_> = items.iter().map(|i| i.extract()).collect::<PyResult<_>>()?;
+            return Self::named(pairs.len(), pairs.into_iter());
         }
-        Ok(arrays)
+        Ok(Self(vec![(Cow::Borrowed(ALONE), Borrowed::array(given)?)]))
     }
 
-    fn push(&mut self, name: &Bound<'_, PyAny>, array: &Bound<'py, PyAny>) -> PyResult<()> {
-        let Ok(name) = name.cast::<PyString>() else {
-            let kind = type_name(name);
-            return Err(PyTypeError::new_err(format!("names of arrays are str, not {kind}")));
-        };
-        self.names.push(name.to_str()?.into());
-        self.arrays.push(Borrowed::array(array)?);
-        Ok(())
+    fn named(
+        len: usize,
+        pairs: impl Iterator<Item = (Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+    ) -> PyResult<Self> {
+        let mut arrays = Vec::with_capacity(len);
+        for (name, array) in pairs {
+            let Ok(name) = name.cast::<PyString>() else {
+                let kind = type_name(&name);
+                return Err(PyTypeError::new_err(format!("names of arrays are str, not {kind}")));
+            };
+            arrays.push((Cow::Owned(name.to_str()?.to_owned()), Borrowed::array(&array)?));
+        }
+        if arrays.is_empty() {
+            return Err(PyValueError::new_err("an entry needs at least one array"));
+        }
+        Ok(Self(arrays))
     }
 
     /// Runs `store` over the sources, off the GIL when there is much to copy.
@@ -256,31 +247,39 @@ impl<'py> Arrays<'py> {
         py: Python<'_>,
         store: impl FnOnce(&[&Strided], Spec) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
-        let layouts = self.arrays.iter().map(|a| a.layout().clone());
-        let fields: Vec<(Box<str>, Layout)> = self.names.iter().cloned().zip(layouts).collect();
+        let fields = self.0.iter().map(|(name, array)| (name.clone(), array.layout().clone()));
         let spec = Spec::new(fields).map_err(raised)?;
-        let sources: Vec<&Strided> = self.arrays.iter().map(Borrowed::source).collect();
+        let many: Vec<&Strided>;
+        let one;
+        let sources: &[&Strided] = match &self.0[..] {
+            [(_, array)] => {
+                one = [array.source()];
+                &one
+            }
+            arrays => {
+                many = arrays.iter().map(|(_, array)| array.source()).collect();
+                &many
+            }
+        };
         let stored = if spec.span() > BULK {
-            py.detach(|| store(&sources, spec))
+            py.detach(|| store(sources, spec))
         } else {
-            store(&sources, spec)
+            store(sources, spec)
         };
         stored.map_err(raised)
     }
 }
 
-fn copy(mut writer: Writer, sources: &[&Strided]) -> Writer {
-    let ranges: Vec<_> = writer.spec().fields().iter().map(|f| f.range()).collect();
-    let out = writer.bytes();
-    for (range, source) in ranges.into_iter().zip(sources) {
-        source.copy_to(&mut out[range]);
+/// Copies the sources to where the description has their arrays.
+fn copy(sources: &[&Strided], spec: &Spec, out: &mut [u8]) {
+    for (field, source) in spec.fields().iter().zip(sources) {
+        source.copy_to(&mut out[field.range()]);
     }
-    writer
 }
 
 fn key_of(key: &Bound<'_, PyAny>) -> PyResult<Key> {
     if let Ok(digest) = key.cast_exact::<PyDigest>() {
-        return Ok(Key::digest(*digest.get().as_bytes()));
+        return Ok(Key::digest(digest.get().as_bytes()));
     }
     if let Ok(parts) = key.cast_exact::<PyTuple>() {
         let parts: Vec<Bound<'_, PyAny>> = parts.iter().collect();

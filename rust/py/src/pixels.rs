@@ -17,7 +17,7 @@ const SMALL: usize = 4096;
 pub const BULK: usize = 2048;
 
 /// An entry of a cache, in use while this handle lives.
-#[pyclass(frozen, mapping, module = "memweir._core", name = "Pixels", weakref)]
+#[pyclass(frozen, mapping, module = "memweir._core", name = "Pixels")]
 pub struct PyPixels {
     pin: Pin,
 }
@@ -27,8 +27,9 @@ impl PyPixels {
         Self { pin }
     }
 
-    fn field(&self, name: &str) -> PyResult<&Field> {
-        self.pin.spec().field(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+    fn field(&self, name: &str) -> PyResult<Field> {
+        let spec = self.pin.spec();
+        spec.field(name).cloned().ok_or_else(|| PyKeyError::new_err(name.to_owned()))
     }
 
     fn bytes(&self, field: &Field) -> &[u8] {
@@ -50,11 +51,11 @@ impl PyPixels {
 impl PyPixels {
     fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let field = self.field(name)?;
-        ndarray(py, self.view_of(field)?, field.layout())
+        ndarray(py, self.view_of(&field)?, field.layout())
     }
 
     fn view(&self, name: &str) -> PyResult<PyView> {
-        self.view_of(self.field(name)?)
+        self.view_of(&self.field(name)?)
     }
 
     fn __len__(&self) -> usize {
@@ -105,7 +106,7 @@ impl PyPixels {
                 "{name:?} has shape {have:?} and the destination {want:?}"
             )));
         }
-        let (bytes, destination) = (self.bytes(field), out.destination());
+        let (bytes, destination) = (self.bytes(&field), out.destination());
         if bytes.len() > BULK {
             py.detach(|| destination.from_slice(bytes));
         } else {
@@ -116,7 +117,7 @@ impl PyPixels {
 
     fn digest(&self, py: Python<'_>, name: &str) -> PyResult<PyDigest> {
         let field = self.field(name)?;
-        let bytes = self.bytes(field);
+        let bytes = self.bytes(&field);
         let hash = || Algorithm::Blake3.hash(bytes);
         let content = if bytes.len() > BULK { py.detach(hash) } else { hash() };
         Ok(PyDigest::from(digest::array(Algorithm::Blake3, field.layout(), &content)))

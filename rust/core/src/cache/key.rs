@@ -1,13 +1,33 @@
 //! What an entry is found by.
 
-/// A digest, or the hash of a framed key of another kind. The two never compare equal.
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+
+const INLINE: usize = 64;
+
+/// A digest, text, bytes, or a tuple of those. Keys of different kinds never compare equal.
+///
+/// Short keys are kept as they are; long ones and tuples by the BLAKE3 hash of a frame in which
+/// every part stands with its kind and length, so that no two of them share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    framed: bool,
-    bytes: [u8; 32],
+    kind: Kind,
+    len: u8,
+    bytes: [u8; INLINE],
 }
 
-/// One piece of a framed key. The same bytes as another kind of piece are another key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Text,
+    Bytes,
+    Digest,
+    LongText,
+    LongBytes,
+    Tuple,
+}
+
+/// One key, or one part of a tuple.
 #[derive(Debug, Clone, Copy)]
 pub enum Part<'a> {
     /// Text, as UTF-8.
@@ -20,86 +40,61 @@ pub enum Part<'a> {
 
 impl Key {
     /// A digest as a key.
-    pub fn digest(bytes: [u8; 32]) -> Self {
-        Self { framed: false, bytes }
+    pub fn digest(bytes: &[u8; 32]) -> Self {
+        Self::inline(Kind::Digest, bytes)
     }
 
-    /// Text or bytes as a key.
+    /// Anything but a tuple as a key.
     pub fn single(part: Part<'_>) -> Self {
-        let mut frame = Frame::new(b'1', 1);
-        frame.push(part);
-        frame.finish()
-    }
-
-    /// Several parts in order as a key; a tuple of one part is not that part.
-    pub fn tuple<'a>(parts: impl ExactSizeIterator<Item = Part<'a>>) -> Self {
-        let mut frame = Frame::new(b't', parts.len());
-        parts.for_each(|part| frame.push(part));
-        frame.finish()
-    }
-
-    /// The key as bytes: equal for equal keys alone.
-    pub fn to_bytes(&self) -> [u8; 33] {
-        let mut bytes = [u8::from(self.framed); 33];
-        bytes[1..].copy_from_slice(&self.bytes);
-        bytes
-    }
-
-    pub(super) fn hash(&self) -> u64 {
-        // A digest's bytes are uniform: eight of them hash as well as any function of all.
-        let mut first = [0; 8];
-        first.copy_from_slice(&self.bytes[..8]);
-        u64::from_le_bytes(first)
-    }
-}
-
-/// Every part with its kind and length before its bytes, so that no two keys share a frame.
-struct Frame {
-    // Short keys are hashed in one call from the stack: several times faster than a hasher.
-    short: [u8; 192],
-    len: usize,
-    long: Option<Box<blake3::Hasher>>,
-}
-
-impl Frame {
-    fn new(kind: u8, parts: usize) -> Self {
-        let mut frame = Self { short: [0; 192], len: 0, long: None };
-        frame.write(b"memweir key\x01");
-        frame.write(&[kind]);
-        frame.write(&(parts as u64).to_le_bytes());
-        frame
-    }
-
-    fn push(&mut self, part: Part<'_>) {
-        let (kind, bytes) = match part {
-            Part::Text(s) => (b's', s.as_bytes()),
-            Part::Bytes(b) => (b'b', b),
-            Part::Digest(d) => (b'd', &d[..]),
+        let (kind, long, bytes) = match part {
+            Part::Text(s) => (Kind::Text, Kind::LongText, s.as_bytes()),
+            Part::Bytes(b) => (Kind::Bytes, Kind::LongBytes, b),
+            Part::Digest(d) => return Self::digest(d),
         };
-        self.write(&[kind]);
-        self.write(&(bytes.len() as u64).to_le_bytes());
-        self.write(bytes);
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(long) = &mut self.long {
-            long.update(bytes);
-        } else if let Some(room) = self.short.get_mut(self.len..self.len + bytes.len()) {
-            room.copy_from_slice(bytes);
-            self.len += bytes.len();
+        if bytes.len() <= INLINE {
+            Self::inline(kind, bytes)
         } else {
-            let mut long = Box::new(blake3::Hasher::new());
-            long.update(&self.short[..self.len]).update(bytes);
-            self.long = Some(long);
+            Self::inline(long, blake3::hash(bytes).as_bytes())
         }
     }
 
-    fn finish(self) -> Key {
-        let hash = match self.long {
-            Some(long) => long.finalize(),
-            None => blake3::hash(&self.short[..self.len]),
-        };
-        Key { framed: true, bytes: hash.into() }
+    /// Several parts in order as a key; a tuple of one part is not that part.
+    pub fn tuple<'a>(parts: impl Iterator<Item = Part<'a>>) -> Self {
+        let mut frame = blake3::Hasher::new();
+        for part in parts {
+            let (kind, bytes) = match part {
+                Part::Text(s) => (Kind::Text, s.as_bytes()),
+                Part::Bytes(b) => (Kind::Bytes, b),
+                Part::Digest(d) => (Kind::Digest, &d[..]),
+            };
+            frame.update(&[kind as u8]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        }
+        Self::inline(Kind::Tuple, frame.finalize().as_bytes())
+    }
+
+    /// The key as bytes: equal for equal keys alone.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![self.kind as u8];
+        bytes.extend_from_slice(&self.bytes[..usize::from(self.len)]);
+        bytes
+    }
+
+    fn inline(kind: Kind, from: &[u8]) -> Self {
+        let mut bytes = [0; INLINE];
+        bytes[..from.len()].copy_from_slice(from);
+        Self { kind, len: from.len() as u8, bytes }
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        static SEED: OnceLock<RandomState> = OnceLock::new();
+        match self.kind {
+            // Text and bytes may be anybody's choice.
+            Kind::Text | Kind::Bytes => {
+                SEED.get_or_init(RandomState::new).hash_one(&self.bytes[..usize::from(self.len)])
+            }
+            // Eight bytes of a hash are as good a hash as any function of all.
+            _ => self.bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first)),
+        }
     }
 }
 
@@ -108,36 +103,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_keys_share_a_frame() {
+    fn different_keys_differ() {
         let d = [7; 32];
-        let (long, longer) = ("x".repeat(500), "x".repeat(501));
-        let keys = [
-            Key::digest(d),
-            Key::single(Part::Digest(&d)),
-            Key::single(Part::Bytes(&d)),
-            Key::single(Part::Text("a")),
-            Key::single(Part::Bytes(b"a")),
-            Key::tuple([Part::Text("a")].into_iter()),
-            Key::tuple([Part::Text("a"), Part::Text("")].into_iter()),
-            Key::tuple([Part::Text(""), Part::Text("a")].into_iter()),
-            Key::tuple([Part::Text("ab"), Part::Text("c")].into_iter()),
-            Key::tuple([Part::Text("a"), Part::Text("bc")].into_iter()),
-            Key::tuple([].into_iter()),
-            Key::single(Part::Text(&long)),
-            Key::single(Part::Text(&longer)),
-            Key::single(Part::Bytes(long.as_bytes())),
-        ];
+        let texts = ["", "a", "a\0", &"x".repeat(64), &"x".repeat(65), &"x".repeat(500)];
+        let mut keys = vec![Key::digest(&d), Key::single(Part::Bytes(&d))];
+        for text in texts {
+            keys.push(Key::single(Part::Text(text)));
+            keys.push(Key::single(Part::Bytes(text.as_bytes())));
+            keys.push(Key::tuple([Part::Text(text)].into_iter()));
+            keys.push(Key::tuple([Part::Bytes(text.as_bytes())].into_iter()));
+        }
+        for (a, b) in [("a", "bc"), ("ab", "c"), ("abc", ""), ("", "abc")] {
+            keys.push(Key::tuple([Part::Text(a), Part::Text(b)].into_iter()));
+            keys.push(Key::tuple([Part::Text(a), Part::Bytes(b.as_bytes())].into_iter()));
+        }
+        keys.push(Key::tuple([].into_iter()));
+        keys.push(Key::tuple([Part::Digest(&d)].into_iter()));
+        keys.push(Key::single(Part::Bytes(blake3::hash("x".repeat(65).as_bytes()).as_bytes())));
         for (i, a) in keys.iter().enumerate() {
-            assert!(keys.iter().skip(i + 1).all(|b| a != b), "key {i}");
+            assert!(keys.iter().skip(i + 1).all(|b| a != b && a.to_bytes() != b.to_bytes()), "{i}");
         }
-        // The way through the long hasher and the short one agree.
-        let split = "x".repeat(150);
-        let mut frame = Frame::new(b'1', 1);
-        frame.long = Some(Box::new(blake3::Hasher::new()));
-        if let Some(l) = &mut frame.long {
-            l.update(&frame.short[..frame.len]);
-        }
-        frame.push(Part::Text(&split));
-        assert_eq!(frame.finish(), Key::single(Part::Text(&split)));
     }
 }

@@ -11,7 +11,7 @@ mod pin;
 mod room;
 mod writer;
 
-use crate::arena::{Arena, Block};
+use crate::arena::{Arena, Block, Loan};
 use crate::budget::Budget;
 use crate::lru::{Id, Lru};
 use crate::pixels::Spec;
@@ -80,7 +80,9 @@ struct State {
     arena: Arena,
     slots: Lru<Entry>,
     index: HashTable<Id>,
-    /// Bytes of the entries in the recency list: those that can go.
+    /// What an entry is described by until it is written.
+    nothing: Arc<Spec>,
+    /// Bytes of the live entries that are not in use: those that can go.
     idle: usize,
     pinned: usize,
     logical: usize,
@@ -106,6 +108,7 @@ impl Cache {
             arena: Arena::new(limit),
             slots: Lru::default(),
             index: HashTable::new(),
+            nothing: Arc::default(),
             idle: 0,
             pinned: 0,
             logical: 0,
@@ -131,7 +134,7 @@ impl Cache {
         match state.find(key) {
             Some(id) => {
                 state.hits += 1;
-                state.pin(id).map(|(loan, spec)| Pin::new(self.clone(), id, loan, spec))
+                state.pin(id).map(|loan| Pin::new(self.clone(), id, loan))
             }
             None => {
                 state.misses += 1;
@@ -144,7 +147,7 @@ impl Cache {
     pub fn peek(self: &Arc<Self>, key: &Key) -> Option<Pin> {
         let mut state = self.lock();
         let id = state.find(key)?;
-        state.pin(id).map(|(loan, spec)| Pin::new(self.clone(), id, loan, spec))
+        state.pin(id).map(|loan| Pin::new(self.clone(), id, loan))
     }
 
     /// Whether a key has an entry; counts nothing and changes no order.
@@ -216,20 +219,20 @@ impl Cache {
     /// Evicts until at most `to` bytes are owned or only pinned entries are left. Returns the
     /// bytes given back to the system.
     pub fn evict(&self, to: usize) -> usize {
-        let mut state = self.lock();
-        let victims = state.evict_to(to);
-        drop(state);
-        self.dispose(victims, 0).0
+        let mut gone = Gone::default();
+        self.lock().evict_to(to, &mut gone);
+        self.dispose(gone, 0).0
     }
 
     /// Changes the budget and shrinks to it. Returns the bytes still owned above it: those of
     /// pinned entries, which go as their users do.
     pub fn resize(&self, limit: usize) -> usize {
+        let mut gone = Gone::default();
         let mut state = self.lock();
         state.budget.set_limit(limit);
-        let victims = state.evict_to(limit);
+        state.evict_to(limit, &mut gone);
         drop(state);
-        self.dispose(victims, 0);
+        self.dispose(gone, 0);
         self.lock().budget.shortfall(0)
     }
 
@@ -263,33 +266,59 @@ impl State {
         self.index.find(key.hash(), same).copied()
     }
 
-    /// Makes a live entry the newest that can be evicted.
-    fn shelve(&mut self, id: Id) {
-        if let Some(bytes) = self.slots.get(id).map(Entry::bytes) {
-            self.slots.link(id);
-            self.idle += bytes;
-        }
-    }
-
-    /// Takes an entry out of the recency list, if it is there.
-    fn unshelve(&mut self, id: Id) {
-        if self.slots.is_linked(id) {
-            self.idle -= self.slots.get(id).map_or(0, Entry::bytes);
-            self.slots.unlink(id);
-        }
-    }
-
-    /// Lends an entry's bytes.
-    fn pin(&mut self, id: Id) -> Option<(crate::arena::Loan, Arc<Spec>)> {
-        self.unshelve(id);
+    /// Lends a live entry's bytes and makes it the most recently used.
+    fn pin(&mut self, id: Id) -> Option<Loan> {
         let entry = self.slots.get_mut(id)?;
         let first = !entry.block.is_lent();
         let loan = entry.block.lend()?;
-        let (spec, bytes) = (entry.spec.clone(), entry.bytes());
+        let (bytes, phase) = (entry.bytes(), entry.phase);
         if first {
             self.pinned += bytes;
+            self.idle -= if phase == Phase::Live { bytes } else { 0 };
         }
-        Some((loan, spec))
+        if phase == Phase::Live {
+            self.slots.link(id);
+        }
+        Some(loan)
+    }
+
+    fn spec(&self, id: Id) -> Arc<Spec> {
+        self.slots.get(id).map_or_else(|| self.nothing.clone(), |e| e.spec.clone())
+    }
+
+    /// Takes a loan back; an entry that was removed meanwhile goes with its last loan.
+    fn unpin(&mut self, id: Id, loan: Loan, gone: &mut Gone) {
+        let Some(entry) = self.slots.get_mut(id) else { return };
+        entry.block.settle(loan);
+        if entry.block.is_lent() {
+            return;
+        }
+        let (bytes, phase) = (entry.bytes(), entry.phase);
+        self.pinned -= bytes;
+        if phase == Phase::Leaving {
+            self.take(id, gone);
+            return;
+        }
+        self.idle += bytes;
+        if !self.slots.is_linked(id) {
+            self.slots.link(id);
+        }
+        if self.budget.shortfall(0) > 0 {
+            // The budget was lowered below what was in use.
+            self.evict_to(self.budget.limit(), gone);
+        }
+    }
+
+    /// The entry to evict next. Entries in use that are met on the way leave the list until
+    /// they are not, so that each is met once, however long it is used.
+    fn oldest(&mut self) -> Option<Id> {
+        loop {
+            let id = self.slots.oldest()?;
+            if self.slots.get(id).is_some_and(|e| !e.block.is_lent()) {
+                return Some(id);
+            }
+            self.slots.unlink(id);
+        }
     }
 
     /// Takes an entry out of the index; out of its slot too unless it is in use.
@@ -299,6 +328,7 @@ impl State {
         let lent = entry.block.is_lent();
         if lent {
             entry.phase = Phase::Leaving;
+            self.slots.unlink(id);
         }
         if let Ok(found) = self.index.find_entry(hash, |&other| other == id) {
             found.remove();
@@ -310,29 +340,28 @@ impl State {
 
     /// Empties a slot. The block's bytes stay on the account until it is discarded.
     fn take(&mut self, id: Id, gone: &mut Gone) {
-        self.unshelve(id);
-        if let Some(entry) = self.slots.remove(id) {
-            self.budget.release(entry.meta);
-            if entry.phase != Phase::Coming {
-                self.logical -= entry.spec.logical();
-            }
-            if !entry.block.is_empty() {
-                gone.blocks.push(entry.block);
-            }
-            gone.specs.push(entry.spec);
+        let Some(entry) = self.slots.remove(id) else { return };
+        self.budget.release(entry.meta);
+        if entry.phase == Phase::Live {
+            self.idle -= entry.bytes();
         }
+        if entry.phase != Phase::Coming {
+            self.logical -= entry.spec.logical();
+        }
+        if !entry.block.is_empty() {
+            gone.blocks.push(entry.block);
+        }
+        gone.specs.push(entry.spec);
     }
 
-    fn evict_to(&mut self, to: usize) -> Gone {
-        let mut gone = Gone::default();
+    fn evict_to(&mut self, to: usize, gone: &mut Gone) {
         let mut going = 0;
         while self.budget.held() - going > to {
-            let Some(id) = self.slots.oldest() else { break };
+            let Some(id) = self.oldest() else { break };
             going += self.slots.get(id).map_or(0, |e| e.block.len());
             self.evictions += 1;
-            self.remove(id, &mut gone);
+            self.remove(id, gone);
         }
-        gone
     }
 
     /// Bytes of slots and index.

@@ -1,6 +1,6 @@
 //! An entry in use.
 
-use super::{Cache, Gone, Phase};
+use super::{Cache, Gone};
 use crate::arena::{Block, Loan, page, whole_pages};
 use crate::error::{Error, Result};
 use crate::lru::Id;
@@ -8,10 +8,7 @@ use crate::pixels::Spec;
 use std::sync::Arc;
 
 /// Keeps an entry's bytes where they are; clones count one by one.
-pub struct Pin {
-    spec: Arc<Spec>,
-    home: Home,
-}
+pub struct Pin(Home);
 
 enum Home {
     Slot { cache: Arc<Cache>, id: Id, loan: Option<Loan> },
@@ -21,6 +18,7 @@ enum Home {
 /// Arrays that did not fit, outside the budget and shown as lent.
 struct Loose {
     cache: Arc<Cache>,
+    spec: Arc<Spec>,
     block: Option<Block>,
     loan: Option<Loan>,
 }
@@ -30,34 +28,39 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the system refuses.
-    pub fn loose(self: &Arc<Self>, spec: Spec, fill: impl FnOnce(&mut [u8])) -> Result<Pin> {
+    pub fn loose(self: &Arc<Self>, spec: Spec, fill: impl FnOnce(&Spec, &mut [u8])) -> Result<Pin> {
         let span = spec.span();
         let len = whole_pages(span.max(1)).ok_or(Error::OutOfMemory { bytes: span, errno: 0 })?;
         let mut block = Block::map(len.max(page()))?;
         if let Some(mut loan) = block.lend_mut() {
-            fill(loan.bytes());
+            fill(&spec, loan.bytes());
             block.settle_mut(loan);
         }
         self.lend(block.len());
         let loan = block.lend();
-        let loose = Loose { cache: self.clone(), block: Some(block), loan };
-        Ok(Pin { spec: Arc::new(spec), home: Home::Loose(Arc::new(loose)) })
+        let cache = self.clone();
+        let loose = Loose { cache, spec: Arc::new(spec), block: Some(block), loan };
+        Ok(Pin(Home::Loose(Arc::new(loose))))
     }
 }
 
 impl Pin {
-    pub(super) fn new(cache: Arc<Cache>, id: Id, loan: Loan, spec: Arc<Spec>) -> Self {
-        Self { spec, home: Home::Slot { cache, id, loan: Some(loan) } }
+    pub(super) fn new(cache: Arc<Cache>, id: Id, loan: Loan) -> Self {
+        Self(Home::Slot { cache, id, loan: Some(loan) })
     }
 
     /// The arrays.
-    pub fn spec(&self) -> &Spec {
-        &self.spec
+    pub fn spec(&self) -> Arc<Spec> {
+        match &self.0 {
+            // Asked for here and not kept: most look-ups only want to know that there is an entry.
+            Home::Slot { cache, id, .. } => cache.lock().spec(*id),
+            Home::Loose(loose) => loose.spec.clone(),
+        }
     }
 
     /// The block's bytes, the arrays at their fields' ranges.
     pub fn bytes(&self) -> &[u8] {
-        let loan = match &self.home {
+        let loan = match &self.0 {
             Home::Slot { loan, .. } => loan,
             Home::Loose(loose) => &loose.loan,
         };
@@ -66,19 +69,17 @@ impl Pin {
 
     /// Whether the cache keeps these bytes inside its budget.
     pub fn is_kept(&self) -> bool {
-        matches!(self.home, Home::Slot { .. })
+        matches!(self.0, Home::Slot { .. })
     }
 
     /// Another pin of the same bytes; `None` after 2^32 of them.
     pub fn again(&self) -> Option<Self> {
-        match &self.home {
+        match &self.0 {
             Home::Slot { cache, id, .. } => {
-                let (loan, spec) = cache.lock().pin(*id)?;
-                Some(Self::new(cache.clone(), *id, loan, spec))
+                let loan = cache.lock().pin(*id)?;
+                Some(Self::new(cache.clone(), *id, loan))
             }
-            Home::Loose(loose) => {
-                Some(Self { spec: self.spec.clone(), home: Home::Loose(loose.clone()) })
-            }
+            Home::Loose(loose) => Some(Self(Home::Loose(loose.clone()))),
         }
     }
 }
@@ -88,24 +89,7 @@ impl Drop for Home {
         let Self::Slot { cache, id, loan } = self else { return };
         let Some(loan) = loan.take() else { return };
         let mut gone = Gone::default();
-        let mut state = cache.lock();
-        let Some(entry) = state.slots.get_mut(*id) else { return };
-        entry.block.settle(loan);
-        if !entry.block.is_lent() {
-            let (bytes, phase) = (entry.bytes(), entry.phase);
-            state.pinned -= bytes;
-            if phase == Phase::Leaving {
-                state.take(*id, &mut gone);
-            } else {
-                state.shelve(*id);
-                if state.budget.shortfall(0) > 0 {
-                    // The budget was lowered below what was in use.
-                    let limit = state.budget.limit();
-                    gone = state.evict_to(limit);
-                }
-            }
-        }
-        drop(state);
+        cache.lock().unpin(*id, loan, &mut gone);
         cache.dispose(gone, 0);
     }
 }

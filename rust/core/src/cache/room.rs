@@ -1,33 +1,48 @@
 //! Making room: who goes, and how its bytes become the newcomer's without ever counting twice.
 
 use super::{Cache, Entry, Gone, Key, Phase, State};
-use crate::arena::{Block, Hole, whole_pages};
+use crate::arena::{Block, Hole, LoanMut, whole_pages};
 use crate::error::Result;
 use crate::lru::Id;
-use std::sync::{Arc, MutexGuard};
+use std::sync::MutexGuard;
+
+/// A slot whose block is on the account.
+pub(super) struct Admitted {
+    pub id: Id,
+    /// The process's count of forks: a child does not own its parent's.
+    pub forks: u64,
+    /// The block for writing, where asked for.
+    pub loan: Option<LoanMut>,
+    /// Whether the block's pages are new.
+    pub fresh: bool,
+}
+
+type Guard<'a> = MutexGuard<'a, State>;
 
 impl Cache {
-    /// A slot with a block of at least `bytes`, on the account, and whether its pages are new;
-    /// `None`, counted, when it does not fit. Evicts nothing unless it then fits.
-    pub(super) fn admit(&self, bytes: usize, meta: usize) -> Result<Option<(Id, bool)>> {
-        let Some(id) = self.slot() else { return Ok(None) };
-        let Some(len) = whole_pages(bytes) else {
-            self.give_up(id);
+    /// A slot with a block of at least `bytes`; `None`, counted, when it does not fit. Evicts
+    /// nothing unless it then fits.
+    pub(super) fn admit(&self, bytes: usize, meta: usize, write: bool) -> Result<Option<Admitted>> {
+        let (mut state, slot) = self.slot(self.lock());
+        let Some(id) = slot else {
+            state.refused += 1;
             return Ok(None);
         };
-        let need = len.saturating_add(meta);
-        let (mut state, found) = self.secure(self.lock(), need, len);
+        let Some((len, need)) = whole_pages(bytes).map(|len| (len, len.saturating_add(meta)))
+        else {
+            self.give_up(state, id);
+            return Ok(None);
+        };
+        let (mut state, found) = self.secure(state, need, len);
         let Some(reused) = found else {
-            drop(state);
-            self.give_up(id);
+            self.give_up(state, id);
             return Ok(None);
         };
-        let run = len <= state.arena.run_max();
         let fresh = reused.is_none();
-        let held = if fresh { 0 } else { len };
+        let missing = if fresh { need } else { need - len };
         let block = match reused {
             Some(block) => Ok(block),
-            None if run => state.arena.run(len),
+            None if len <= state.arena.run_max() => state.arena.run(len),
             None => {
                 drop(state);
                 let mapped = Block::map(len);
@@ -35,53 +50,46 @@ impl Cache {
                 mapped
             }
         };
-        match block {
-            Ok(block) => {
-                state.budget.settle(need - held);
-                if let Some(entry) = state.slots.get_mut(id) {
-                    entry.block = block;
-                    entry.meta = meta;
-                }
-                Ok(Some((id, fresh)))
-            }
+        let block = match block {
+            Ok(block) => block,
             Err(error) => {
-                state.budget.unclaim(need);
-                drop(state);
-                self.give_up(id);
-                Err(error)
+                state.budget.unclaim(missing);
+                self.give_up(state, id);
+                return Err(error);
             }
-        }
+        };
+        state.budget.settle(missing);
+        let forks = state.forks;
+        let loan = state.slots.get_mut(id).and_then(|entry| {
+            entry.block = block;
+            entry.meta = meta;
+            if write { entry.block.lend_mut() } else { None }
+        });
+        Ok(Some(Admitted { id, forks, loan, fresh }))
     }
 
     /// A slot, with the bookkeeping's growth on the account.
-    fn slot(&self) -> Option<Id> {
-        let mut state = self.lock();
+    fn slot<'a>(&'a self, mut state: Guard<'a>) -> (Guard<'a>, Option<Id>) {
         let mut promised = 0;
         loop {
             let growth = state.growth();
             if growth <= promised {
-                let before = state.bookkeeping();
-                let id = state.open();
-                let grown = state.bookkeeping() - before;
-                state.budget.settle(grown);
-                state.budget.unclaim(promised.saturating_sub(grown));
-                return Some(id);
+                let id = state.open(promised);
+                return (state, Some(id));
             }
             let (again, found) = self.secure(state, growth - promised, 0);
             state = again;
             if found.is_none() {
                 state.budget.unclaim(promised);
-                state.refused += 1;
-                return None;
+                return (state, None);
             }
             promised = growth;
         }
     }
 
     /// Empties a slot whose block did not fit.
-    fn give_up(&self, id: Id) {
+    fn give_up(&self, mut state: Guard<'_>, id: Id) {
         let mut gone = Gone::default();
-        let mut state = self.lock();
         state.refused += 1;
         state.take(id, &mut gone);
         drop(state);
@@ -90,13 +98,13 @@ impl Cache {
 
     /// Claims `need` bytes, evicting what has to go for them. When a victim's pages can serve as
     /// a block of `len` bytes they are returned; those bytes are held already and not claimed.
-    /// Outer `None`: does not fit, nothing changed. The lock is released while pages go.
+    /// Inner `None`: does not fit, nothing changed. The lock is released while pages go.
     fn secure<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State>,
+        mut state: Guard<'a>,
         need: usize,
         len: usize,
-    ) -> (MutexGuard<'a, State>, Option<Option<Block>>) {
+    ) -> (Guard<'a>, Option<Option<Block>>) {
         if state.budget.claim(need) {
             return (state, Some(None));
         }
@@ -108,30 +116,33 @@ impl Cache {
         // Bytes of victims' pages: still held, and all of them this call's to spend.
         let mut credit = 0;
         while state.budget.shortfall(need) > credit {
-            let Some(id) = state.slots.oldest() else { break };
+            let Some(id) = state.oldest() else { break };
             credit += state.slots.get(id).map_or(0, |e| e.block.len());
             state.evictions += 1;
-            let at = gone.blocks.len();
             state.remove(id, &mut gone);
-            if reused.is_none() && gone.blocks.get(at).is_some_and(|b| b.can_become(len)) {
-                let mut block = gone.blocks.swap_remove(at);
-                gone.blocks.extend(block.cut(len));
-                reused = Some(block);
+            if reused.is_none() && gone.blocks.last().is_some_and(|b| b.can_become(len)) {
+                reused = gone.blocks.pop();
+                gone.blocks.extend(reused.as_mut().and_then(|b| b.cut(len)));
             }
         }
-        let missing = need - if reused.is_some() { len } else { 0 };
-        let leaving = credit - if reused.is_some() { len } else { 0 };
+        let kept = if reused.is_some() { len } else { 0 };
+        let (missing, leaving) = (need - kept, credit - kept);
         // What the leaving pages do not cover is room that exists now: claim it before others do.
         let now = missing.saturating_sub(leaving);
         let claimed = state.budget.claim(now);
+        if claimed && gone.blocks.is_empty() {
+            drop(state);
+            drop(gone);
+            return (self.lock(), Some(reused));
+        }
         drop(state);
-        let (_, kept) = self.dispose(gone, missing - now);
-        state = self.lock();
-        if claimed && kept == missing - now {
+        let (_, later) = self.dispose(gone, missing - now);
+        let mut state = self.lock();
+        if claimed && later == missing - now {
             return (state, Some(reused));
         }
         // The system kept pages that were to go: they stay on the account, and this does not fit.
-        state.budget.unclaim(kept + if claimed { now } else { 0 });
+        state.budget.unclaim(later + if claimed { now } else { 0 });
         drop(state);
         self.dispose(Gone { blocks: reused.into_iter().collect(), ..Gone::default() }, 0);
         (self.lock(), None)
@@ -147,15 +158,12 @@ impl Cache {
         }
         let mut freed = 0;
         let mut holes: Vec<Hole> = Vec::with_capacity(blocks.len());
-        let mut stuck = Vec::new();
         for block in blocks {
             let len = block.len();
-            match block.discard() {
-                Ok(hole) => {
-                    freed += len;
-                    holes.extend(hole);
-                }
-                Err(block) => stuck.push(block),
+            // A block the system does not take back is leaked, and stays on the account.
+            if let Ok(hole) = block.discard() {
+                freed += len;
+                holes.extend(hole);
             }
         }
         let mut state = self.lock();
@@ -165,8 +173,6 @@ impl Cache {
         let slabs: Vec<_> = holes.into_iter().filter_map(|h| state.arena.refill(h)).collect();
         drop(state);
         drop(slabs);
-        // Leaked, and still counted: nothing else is known to be true of them.
-        stuck.into_iter().for_each(std::mem::forget);
         (freed, kept)
     }
 }
@@ -182,14 +188,22 @@ impl State {
         self.slots.growth() + table
     }
 
-    /// A slot for an entry to come, with room for it in the index.
-    fn open(&mut self) -> Id {
+    /// A slot for an entry to come, with room for it in the index; `promised` covers the growth.
+    fn open(&mut self, promised: usize) -> Id {
+        let before = if promised > 0 { self.bookkeeping() } else { 0 };
         let waiting = self.slots.len() + 1 - self.index.len();
         let slots = &self.slots;
         let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
         self.index.reserve(waiting, hash);
-        let key = Key::digest([0; 32]);
-        let (spec, block, phase) = (Arc::default(), Block::empty(), Phase::Coming);
-        self.slots.insert(Entry { key, spec, block, meta: 0, phase })
+        let (spec, block) = (self.nothing.clone(), Block::empty());
+        let coming =
+            Entry { key: Key::digest(&[0; 32]), spec, block, meta: 0, phase: Phase::Coming };
+        let id = self.slots.insert(coming);
+        if promised > 0 {
+            let grown = self.bookkeeping() - before;
+            self.budget.settle(grown);
+            self.budget.unclaim(promised.saturating_sub(grown));
+        }
+        id
     }
 }

@@ -1,6 +1,7 @@
 //! The way in: bytes are reserved, written off the lock, and published under a key.
 
-use super::{Cache, Gone, Key, Phase, Pin, State};
+use super::{Cache, Entry, Gone, Key, Phase, Pin, State};
+use super::room::Admitted;
 use crate::arena::{LoanMut, whole_pages};
 use crate::error::Result;
 use crate::lru::Id;
@@ -41,7 +42,8 @@ impl Cache {
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`] when the system refuses.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Option<Reservation>> {
-        self.reserve_for(bytes, META_GUESS)
+        let admitted = self.admit(bytes, META_GUESS, false)?;
+        Ok(admitted.map(|a| self.reservation(&a, bytes)))
     }
 
     /// Begins an entry; `None`, counted: it does not fit.
@@ -49,16 +51,17 @@ impl Cache {
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`] when the system refuses.
     pub fn begin(self: &Arc<Self>, spec: Spec) -> Result<Option<Writer>> {
-        let reservation = self.reserve_for(spec.span(), spec.footprint())?;
-        Ok(reservation.and_then(|r| r.open(spec)))
+        let Some(mut admitted) = self.admit(spec.span(), spec.footprint(), true)? else {
+            return Ok(None);
+        };
+        let loan = admitted.loan.take();
+        let reservation = self.reservation(&admitted, spec.span());
+        Ok(loan.map(|loan| Writer::new(reservation, loan, spec)))
     }
 
-    fn reserve_for(self: &Arc<Self>, bytes: usize, meta: usize) -> Result<Option<Reservation>> {
-        let forks = self.lock().forks;
-        let admitted = self.admit(bytes, meta)?;
-        let reserved =
-            |(id, fresh)| Reservation { cache: self.clone(), id: Some(id), fresh, forks, bytes };
-        Ok(admitted.map(reserved))
+    fn reservation(self: &Arc<Self>, admitted: &Admitted, bytes: usize) -> Reservation {
+        let &Admitted { id, forks, fresh, .. } = admitted;
+        Reservation { cache: self.clone(), id: Some(id), fresh, forks, bytes }
     }
 }
 
@@ -85,11 +88,7 @@ impl Reservation {
     fn open(self, spec: Spec) -> Option<Writer> {
         let id = self.id?;
         let loan = self.cache.lock().slots.get_mut(id).and_then(|e| e.block.lend_mut());
-        let mut loan = loan?;
-        if self.fresh {
-            loan.populate();
-        }
-        Some(Writer { reservation: self, loan: Some(loan), spec: Arc::new(spec) })
+        loan.map(|loan| Writer::new(self, loan, spec))
     }
 }
 
@@ -107,16 +106,19 @@ impl Drop for Reservation {
 }
 
 impl Writer {
-    /// The arrays to come.
-    pub fn spec(&self) -> &Spec {
-        &self.spec
+    fn new(reservation: Reservation, mut loan: LoanMut, spec: Spec) -> Self {
+        if reservation.fresh {
+            loan.populate();
+        }
+        Self { reservation, loan: Some(loan), spec: Arc::new(spec) }
     }
 
-    /// The block's bytes, the arrays at their fields' ranges.
-    pub fn bytes(&mut self) -> &mut [u8] {
+    /// Lets `fill` write the block's bytes, the arrays at their fields' ranges. Pages that served
+    /// another entry still hold its bytes.
+    pub fn fill<T>(&mut self, fill: impl FnOnce(&Spec, &mut [u8]) -> T) -> T {
         match &mut self.loan {
-            Some(loan) => loan.bytes(),
-            None => &mut [],
+            Some(loan) => fill(&self.spec, loan.bytes()),
+            None => fill(&self.spec, &mut []),
         }
     }
 
@@ -166,7 +168,7 @@ impl Writer {
         let pinned = if pin { state.pin(id) } else { None };
         drop(state);
         cache.dispose(gone, 0);
-        Ok(pinned.map(|(loan, spec)| Pin::new(cache.clone(), id, loan, spec)))
+        Ok(pinned.map(|loan| Pin::new(cache.clone(), id, loan)))
     }
 
     fn settle(&mut self, state: &mut State) {
@@ -180,8 +182,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let cache = self.reservation.cache.clone();
-        self.settle(&mut cache.lock());
+        if self.loan.is_some() {
+            let cache = self.reservation.cache.clone();
+            self.settle(&mut cache.lock());
+        }
     }
 }
 
@@ -195,6 +199,7 @@ impl State {
         let slots = &self.slots;
         let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
         self.index.insert_unique(key.hash(), id, hash);
-        self.shelve(id);
+        self.slots.link(id);
+        self.idle += self.slots.get(id).map_or(0, Entry::bytes);
     }
 }
