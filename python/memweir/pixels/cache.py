@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .. import _core
-from .._flight import Flights
+from .._flight import Flights, current, is_async
 from ..sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ class PixelCache(_core.Cache):
         if compact not in ("auto", "off"):
             raise ValueError(f'compact is "auto" or "off", not {compact!r}')
         if budget is None:
-            from ..settings import current
+            from .. import settings
 
-            budget = current().cache_budget
+            budget = settings.current().cache_budget
         from .resolve import register
 
         self = super().__new__(cls, parse_size(budget))
@@ -137,10 +137,8 @@ class PixelCache(_core.Cache):
         found = self.get(key)
         if found is not None:
             return found
-        import asyncio
-        import inspect
-
-        if inspect.iscoroutinefunction(load):
+        if is_async(load):
+            import asyncio
 
             async def lead() -> Pixels:
                 with _Room(self, nbytes) as room:
@@ -242,4 +240,8 @@ class _Room:
             self._reservation.release()
 
     def serve(self, key: Key, arrays: Arrays) -> Pixels:
-        return self._cache._serve(key, arrays, self._generation, self._reservation)
+        load = current()
+        keep = load is None or not load.stale
+        return self._cache._serve(
+            key, arrays, self._generation if keep else None, self._reservation
+        )

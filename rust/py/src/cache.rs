@@ -151,6 +151,10 @@ impl PyCache {
         Ok((digest.into(), pin.map(PyPixels::new)))
     }
 
+    fn remove(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.cache.remove(&key_of(key)?))
+    }
+
     fn _reserve(&self, py: Python<'_>, nbytes: usize) -> PyResult<Option<PyReservation>> {
         let reserved = py.detach(|| self.cache.reserve(nbytes)).map_err(raised)?;
         Ok(reserved.map(|r| PyReservation { held: Mutex::new(Some(r)) }))
