@@ -1,6 +1,6 @@
 """The compiled part of memweir."""
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, Self, TypeAlias, final
 
 import numpy as np
@@ -127,6 +127,66 @@ class View(Buffer):
     @property
     def nbytes(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Descriptor:
+    """What a reference says of one array; ``docs/refs.md`` gives the bytes.
+
+    Digests are their 32 bytes. ``dtype`` is numpy's token, ``origin`` a path or URI or the encoded
+    image, ``arguments`` JSON text that is not read here.
+
+    Raises ``ValueError`` for digests of other lengths and arrays larger than the address space.
+    """
+
+    def __new__(
+        cls,
+        name: str,
+        dtype: str,
+        itemsize: int,
+        shape: Sequence[int],
+        digest: bytes,
+        *,
+        torch: bool = False,
+        key: bytes | None = None,
+        fingerprint: bytes | None = None,
+        image: bytes | None = None,
+        source: bytes | None = None,
+        origin: str | bytes | None = None,
+        arguments: str | None = None,
+    ) -> Self: ...
+    @staticmethod
+    def decode(record: bytes) -> Descriptor:
+        """Reads a record. Raises ``ValueError`` for anything that :meth:`encode` never gives."""
+
+    def encode(self) -> bytes:
+        """The record: the same bytes for the same values."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def torch(self) -> bool: ...
+    @property
+    def digest(self) -> bytes: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def fingerprint(self) -> bytes | None: ...
+    @property
+    def image(self) -> bytes | None: ...
+    @property
+    def source(self) -> bytes | None: ...
+    @property
+    def origin(self) -> str | bytes | None: ...
+    @property
+    def arguments(self) -> str | None: ...
 
 def _before_fork() -> None: ...
 def _after_fork_in_parent() -> None: ...
