@@ -1,0 +1,92 @@
+# Every target does the set-up it needs, and nothing again that is done.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+DEV := .venv
+DEMO := .venv-demo
+UV := $(shell command -v uv || echo build/uv/bin/uv)
+PIP = $(UV) pip install --quiet --constraints constraints.txt --python
+RUST := $(shell git ls-files 'rust/*' Cargo.toml Cargo.lock 2>/dev/null || find rust -name '*.rs')
+PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
+export CARGO_TERM_QUIET ?= true
+
+.PHONY: help demo test rust-test lint pytest bench wheel clean
+
+
+help:
+	@echo "make demo    the same rollouts with and without memweir: a table and a chart"
+	@echo "make test    Rust tests, lints and Python tests"
+	@echo "make bench   every table of the README"
+	@echo "make wheel   a release wheel in build/wheels"
+
+demo: build/demo.stamp
+	$(DEMO)/bin/memweir demo $(DEMO_ARGS)
+
+test: rust-test lint pytest
+
+rust-test: build/tools.stamp
+	if cargo nextest --version >/dev/null 2>&1; \
+	then cargo nextest run --workspace --locked --cargo-quiet --status-level fail; \
+	else cargo test --workspace --locked; fi
+	cargo test --doc -p memweir-core --locked
+
+lint: build/dev.stamp
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases
+
+pytest: build/dev.stamp
+	$(DEV)/bin/python -X dev -W error -m pytest $(PYTEST_ARGS)
+
+bench: build/dev.stamp
+	$(PIP) $(DEV)/bin/python -r pyproject.toml --extra bench
+	$(DEV)/bin/python -m benches $(BENCH_ARGS)
+
+wheel: build/wheel.stamp
+
+clean:
+	rm -rf build target $(DEV) $(DEMO)
+
+build/tools.stamp: Cargo.toml
+	@command -v cargo >/dev/null || { \
+	  echo "memweir needs Rust: install it with your package manager or from rust-lang.org" >&2; exit 1; }
+	@need=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml); have=$$(rustc --version | cut -d' ' -f2); \
+	  [ "$$(printf '%s\n%s\n' "$$need" "$$have" | sort -V | head -1)" = "$$need" ] || { \
+	  echo "memweir needs Rust $$need or newer, and this is $$have: update it" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "memweir needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@mkdir -p build
+	@touch $@
+
+build/uv/bin/uv: build/tools.stamp
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+$(DEV)/bin/python: | $(UV) build/tools.stamp
+	$(UV) venv --quiet --python $(PYTHON) $(DEV)
+
+# The environment changes with what it is made of, the extension with the Rust in it.
+build/env.stamp: pyproject.toml constraints.txt | $(DEV)/bin/python
+	$(PIP) $(DEV)/bin/python -r pyproject.toml --extra test
+	@touch $@
+
+build/dev.stamp: build/env.stamp $(RUST)
+	VIRTUAL_ENV=$(CURDIR)/$(DEV) $(DEV)/bin/maturin develop --release --uv --quiet
+	@touch $@
+
+build/wheel.stamp: pyproject.toml README.md LICENSE $(RUST) $(PY) | $(UV) build/tools.stamp
+	rm -rf build/wheels
+	$(UV) build --quiet --wheel --out-dir build/wheels
+	@touch $@
+
+build/demo.stamp: build/wheel.stamp constraints.txt
+	[ -x $(DEMO)/bin/python ] || $(UV) venv --quiet --python $(PYTHON) $(DEMO)
+	$(PIP) $(DEMO)/bin/python --reinstall-package memweir "$$(ls build/wheels/*.whl)[demo]"
+	@touch $@
