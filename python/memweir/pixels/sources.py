@@ -1,0 +1,251 @@
+"""Which image a caller means, and whether it is known, without decoding it.
+
+Encoded sources (data URIs, base64, bytes, files) are identified by the digest of what is
+encoded; a bounded memo maps that to the identity of the pixels. Only the wrapped processor's
+own `fetch_images` ever decodes one: other decoders shift pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+
+from memweir._core import Digest
+from memweir.identity import hash_array, hash_bytes, hash_file, hash_image
+from memweir.pixels.lazy import seen_behind
+
+# No system opens longer paths, and asking about a longer string copies it.
+_LONGEST_PATH = 32_768
+# A file changed this recently may change again without a visible difference in its times.
+_SETTLED_NS = 2_000_000_000
+
+
+class Unidentified(Exception):
+    """An input with no identity here; the message says what it is."""
+
+
+class Unloadable(Exception):
+    """A PIL image whose pixels do not load, for the reason given as `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__} in loading")
+        self.error = error
+
+
+class SourceChanged(Exception):
+    """A source gave other pixels than the ones it is known for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelId:
+    """Identity of an image as a processor takes it.
+
+    `kind` is "pil", "array" or "tensor"; `layout` is (mode, size) of a PIL image and the
+    shape of the others.
+    """
+
+    kind: str
+    digest: Digest
+    layout: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An encoded image: the caller's own object, its digest and what `fetch_images` takes."""
+
+    origin: str | bytes
+    digest: Digest | None
+
+    def fetchable(self) -> str:
+        if isinstance(self.origin, bytes):
+            return "data:image/;base64," + base64.b64encode(self.origin).decode("ascii")
+        return self.origin
+
+
+class Seen:
+    """One input of a call: its identity, where it came from, and the way to its pixels."""
+
+    __slots__ = ("_image", "_sources", "id", "private", "source")
+
+    def __init__(
+        self, sources: Sources, pixel_id: PixelId, source: Source | None, image: Any, private: bool
+    ) -> None:
+        self._sources = sources
+        self.id = pixel_id
+        self.source = source
+        self._image = image
+        self.private = private  # nobody else holds the image: it cannot change under us
+
+    def image(self) -> Any:
+        """The image, decoded now if it was not. Raises what decoding raises."""
+        if self._image is not None:
+            return self._image
+        assert self.source is not None
+        image = self._sources.fetch(self.source.fetchable())
+        if identify_pixels(image) != self.id:
+            raise SourceChanged("a source was replaced while its image was in use")
+        self._image = image
+        return image
+
+
+class Memo:
+    """A least-recently-used map of fixed-size values, bounded by count.
+
+    Single steps of `OrderedDict` only, each atomic: there is no lock that a fork could break.
+    """
+
+    __slots__ = ("_entries", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._entries: OrderedDict[object, Any] = OrderedDict()
+        self._limit = limit
+
+    def get(self, key: object) -> Any:
+        try:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        except KeyError:  # never there, or evicted between the two steps
+            return None
+
+    def put(self, key: object, value: object) -> None:
+        self._entries[key] = value
+        while len(self._entries) > self._limit:
+            try:
+                self._entries.popitem(last=False)
+            except KeyError:
+                return
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Sources:
+    """Identifies the inputs of one processor. `fetch` is its own `fetch_images`."""
+
+    def __init__(self, fetch: Callable[[str], Any], limit: int) -> None:
+        self.fetch = fetch
+        self._pixels = Memo(limit)  # source digest -> PixelId
+        self._files = Memo(limit)  # path digest -> (signature, content digest)
+
+    def see(self, item: object, *, known: bool = False) -> Seen | None:
+        """Identify `item`, decoding it if need be; with `known=True` rather return None.
+
+        Raises `Unidentified` for what only the processor can judge, and whatever reading or
+        decoding the item raises.
+        """
+        if isinstance(item, str):
+            if item.startswith(("http://", "https://")):
+                if known:
+                    return None
+                image = self.fetch(item)  # the content behind a URL may change: never by URL
+                return Seen(self, identify_pixels(image), Source(item, None), image, True)
+            path = path_of(item)
+            return self._encoded(item, known) if path is None else self._file(path, known)
+        if isinstance(item, bytes):
+            return self._encoded(item, known)
+        if isinstance(item, os.PathLike):
+            return self._file(os.fspath(item), known)
+        return seen_behind(item) or Seen(self, identify_pixels(item), None, item, False)
+
+    def _encoded(self, origin: str | bytes, known: bool) -> Seen | None:
+        source = Source(origin, hash_bytes(origin))
+        return self._remembered(source) or (None if known else self._decoded(source))
+
+    def _file(self, path: str, known: bool) -> Seen | None:
+        signature = _signature(path)
+        name = hash_bytes(os.fsencode(path))
+        noted = self._files.get(name)
+        if noted is not None and noted[0] == signature and _settled(signature):
+            digest = noted[1]
+        else:
+            digest = hash_file(path)
+            if _signature(path) == signature:
+                self._files.put(name, (signature, digest))
+        source = Source(path, digest)
+        seen = self._remembered(source)
+        if seen is not None or known:
+            return seen
+        return self._decoded(source, lambda: _signature(path) == signature)
+
+    def _remembered(self, source: Source) -> Seen | None:
+        pixel_id = self._pixels.get(_memo_key(source))
+        if pixel_id is None or _bomb(pixel_id):
+            return None
+        return Seen(self, pixel_id, source, None, True)
+
+    def _decoded(self, source: Source, still: Callable[[], bool] = lambda: True) -> Seen:
+        image = self.fetch(source.fetchable())
+        pixel_id = identify_pixels(image)
+        if still():
+            self._pixels.put(_memo_key(source), pixel_id)
+        else:  # decoded from something else than was hashed
+            source = Source(source.origin, None)
+        return Seen(self, pixel_id, source, image, True)
+
+
+def path_of(text: str) -> str | None:
+    """The path that `text` means, as the processor would read it, or None."""
+    if text.startswith("file://"):
+        return url2pathname(urlsplit(text).path)
+    if len(text) < _LONGEST_PATH and os.path.isfile(text):  # noqa: PTH113
+        return text
+    return None
+
+
+def identify_pixels(image: Any) -> PixelId:
+    """Identity of an image that is already decoded. Raises `Unidentified`.
+
+    Only the plainest inputs have one: what a back end might refuse or read differently
+    (negative strides, gradients, subclasses with a mind of their own) is for it to judge.
+    `Unloadable` where a PIL image fails to load.
+    """
+    kind = type(image)
+    if kind is np.ndarray:
+        if image.ndim not in (2, 3) or image.dtype == object or min(image.strides) < 0:
+            raise Unidentified(f"array of {image.dtype}, {image.ndim} dimensions")
+        return PixelId("array", hash_array(image), image.shape)
+    if isinstance(image, PIL.Image.Image) and kind.__module__.startswith(("PIL.", "memweir.")):
+        try:
+            image.load()
+        except Exception as error:
+            raise Unloadable(error) from error
+        return PixelId("pil", hash_image(image), (image.mode, image.size))
+    if kind.__module__ == "torch" and kind.__name__ == "Tensor":
+        if image.ndim not in (2, 3) or image.device.type != "cpu" or image.requires_grad:
+            raise Unidentified(f"tensor on {image.device}, {image.ndim} dimensions")
+        return PixelId("tensor", hash_array(image), tuple(image.shape))
+    raise Unidentified(f"image of type {kind.__module__}.{kind.__qualname__}")
+
+
+def _memo_key(source: Source) -> tuple[Digest | None, bool]:
+    return source.digest, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def _bomb(pixel_id: PixelId) -> bool:
+    """Whether Pillow would object to the size, by today's limit: opening decides then."""
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is None or pixel_id.kind != "pil":
+        return False
+    width, height = pixel_id.layout[1]
+    return bool(width * height > limit)
+
+
+def _signature(path: str) -> tuple[int, ...]:
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
+def _settled(signature: tuple[int, ...]) -> bool:
+    return time.time_ns() - signature[1] > _SETTLED_NS
