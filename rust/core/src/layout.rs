@@ -54,8 +54,28 @@ impl DType {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Layout {
     dtype: DType,
-    shape: Box<[usize]>,
+    shape: Shape,
     nbytes: usize,
+}
+
+/// Few arrays have more axes than fit in here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Shape {
+    Short { rank: u8, axes: [usize; 5] },
+    Long(Box<[usize]>),
+}
+
+impl Shape {
+    fn new(shape: &[usize]) -> Self {
+        let mut axes = [0; 5];
+        match axes.get_mut(..shape.len()) {
+            Some(room) => {
+                room.copy_from_slice(shape);
+                Self::Short { rank: shape.len() as u8, axes }
+            }
+            None => Self::Long(shape.into()),
+        }
+    }
 }
 
 impl Layout {
@@ -75,7 +95,7 @@ impl Layout {
         let bytes = elements.checked_mul(dtype.itemsize).filter(|&b| isize::try_from(b).is_ok());
         let bytes = bytes.ok_or_else(|| too_large(shape))?;
         let nbytes = if shape.contains(&0) { 0 } else { bytes };
-        Ok(Self { dtype, shape: shape.into(), nbytes })
+        Ok(Self { dtype, shape: Shape::new(shape), nbytes })
     }
 
     /// Element type.
@@ -85,7 +105,10 @@ impl Layout {
 
     /// Lengths of the axes, outermost first.
     pub fn shape(&self) -> &[usize] {
-        &self.shape
+        match &self.shape {
+            Shape::Short { rank, axes } => &axes[..usize::from(*rank)],
+            Shape::Long(axes) => axes,
+        }
     }
 
     /// Bytes of all elements.

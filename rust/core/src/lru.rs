@@ -94,6 +94,9 @@ impl<T> Lru<T> {
 
     /// Makes a slot the most recently used.
     pub fn link(&mut self, id: Id) {
+        if self.head == id {
+            return;
+        }
         self.unlink(id);
         let head = self.head;
         let node = self.node_mut(id);

@@ -107,7 +107,11 @@ mod tests {
 
     #[test]
     fn aligned_and_named_once() {
-        let spec = Spec::new([("a".into(), layout(&[3])), ("b".into(), layout(&[0])), ("c".into(), layout(&[2]))]);
+        let spec = Spec::new([
+            ("a".into(), layout(&[3])),
+            ("b".into(), layout(&[0])),
+            ("c".into(), layout(&[2])),
+        ]);
         let spec = spec.unwrap_or_default();
         let ranges: Vec<_> = spec.fields().iter().map(Field::range).collect();
         assert_eq!(ranges, [0..12, 64..64, 64..72]);
@@ -115,6 +119,9 @@ mod tests {
         assert_eq!(spec.field("c").map(Field::range), Some(64..72));
         assert!(spec.field("d").is_none());
         assert!(Spec::new([("a".into(), layout(&[1])), ("a".into(), layout(&[1]))]).is_err());
-        assert!(Spec::new([("a".into(), layout(&[1 << 60])), ("b".into(), layout(&[1 << 60]))]).is_err());
+        assert!(
+            Spec::new([("a".into(), layout(&[1 << 60])), ("b".into(), layout(&[1 << 60]))])
+                .is_err()
+        );
     }
 }

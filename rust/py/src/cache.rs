@@ -78,7 +78,12 @@ impl PyCache {
         self.cache.limit()
     }
 
-    fn put(&self, py: Python<'_>, key: &Bound<'_, PyAny>, arrays: &Bound<'_, PyAny>) -> PyResult<bool> {
+    fn put(
+        &self,
+        py: Python<'_>,
+        key: &Bound<'_, PyAny>,
+        arrays: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
         let key = key_of(key)?;
         let arrays = Arrays::of(arrays)?;
         let store = |sources: &[&Strided], spec| -> Result<bool, Error> {

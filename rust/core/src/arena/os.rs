@@ -134,7 +134,8 @@ mod imp {
 
     pub fn map(len: usize, align: usize) -> Result<NonNull<u8>> {
         let refused = Error::OutOfMemory { bytes: len, errno: 0 };
-        let layout = Layout::from_size_align(len, align.max(page())).map_err(|_| refused.clone())?;
+        let layout =
+            Layout::from_size_align(len, align.max(page())).map_err(|_| refused.clone())?;
         // SAFETY: callers never ask for 0 bytes.
         NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(refused)
     }

@@ -62,7 +62,8 @@ enum Phase {
 
 struct Entry {
     key: Key,
-    spec: Arc<Spec>,
+    /// What the arrays are, once the entry is there.
+    spec: Option<Arc<Spec>>,
     block: Block,
     /// Bytes charged beside the block's.
     meta: usize,
@@ -80,8 +81,6 @@ struct State {
     arena: Arena,
     slots: Lru<Entry>,
     index: HashTable<Id>,
-    /// What an entry is described by until it is written.
-    nothing: Arc<Spec>,
     /// Bytes of the live entries that are not in use: those that can go.
     idle: usize,
     pinned: usize,
@@ -108,7 +107,6 @@ impl Cache {
             arena: Arena::new(limit),
             slots: Lru::default(),
             index: HashTable::new(),
-            nothing: Arc::default(),
             idle: 0,
             pinned: 0,
             logical: 0,
@@ -205,14 +203,11 @@ impl Cache {
 
     /// Removes one entry, if it is there; what is in use goes with its last user.
     pub fn remove(&self, key: &Key) -> bool {
-        let mut gone = Gone::default();
         let mut state = self.lock();
         let found = state.find(key);
-        if let Some(id) = found {
-            state.remove(id, &mut gone);
-        }
+        let gone = found.and_then(|id| state.remove(id));
         drop(state);
-        self.dispose(gone, 0);
+        self.dispose(gone.into_iter().collect(), 0);
         found.is_some()
     }
 
@@ -244,7 +239,7 @@ impl Cache {
         let ids: Vec<Id> = state.index.iter().copied().collect();
         let mut gone = Gone::default();
         for id in ids {
-            state.remove(id, &mut gone);
+            gone.extend(state.remove(id));
         }
         let spare = state.trim();
         drop(state);
@@ -253,12 +248,8 @@ impl Cache {
     }
 }
 
-/// What left the slots and still exists: discarded or dropped once the lock is released.
-#[derive(Default)]
-struct Gone {
-    blocks: Vec<Block>,
-    specs: Vec<Arc<Spec>>,
-}
+/// What left its slot and still exists: discarded and dropped once the lock is released.
+type Gone = Vec<Entry>;
 
 impl State {
     fn find(&self, key: &Key) -> Option<Id> {
@@ -283,10 +274,11 @@ impl State {
     }
 
     fn spec(&self, id: Id) -> Arc<Spec> {
-        self.slots.get(id).map_or_else(|| self.nothing.clone(), |e| e.spec.clone())
+        self.slots.get(id).and_then(|e| e.spec.clone()).unwrap_or_default()
     }
 
     /// Takes a loan back; an entry that was removed meanwhile goes with its last loan.
+    #[inline]
     fn unpin(&mut self, id: Id, loan: Loan, gone: &mut Gone) {
         let Some(entry) = self.slots.get_mut(id) else { return };
         entry.block.settle(loan);
@@ -296,7 +288,7 @@ impl State {
         let (bytes, phase) = (entry.bytes(), entry.phase);
         self.pinned -= bytes;
         if phase == Phase::Leaving {
-            self.take(id, gone);
+            gone.extend(self.take(id));
             return;
         }
         self.idle += bytes;
@@ -322,8 +314,8 @@ impl State {
     }
 
     /// Takes an entry out of the index; out of its slot too unless it is in use.
-    fn remove(&mut self, id: Id, gone: &mut Gone) {
-        let Some(entry) = self.slots.get_mut(id) else { return };
+    fn remove(&mut self, id: Id) -> Option<Entry> {
+        let entry = self.slots.get_mut(id)?;
         let hash = entry.key.hash();
         let lent = entry.block.is_lent();
         if lent {
@@ -333,25 +325,20 @@ impl State {
         if let Ok(found) = self.index.find_entry(hash, |&other| other == id) {
             found.remove();
         }
-        if !lent {
-            self.take(id, gone);
-        }
+        if lent { None } else { self.take(id) }
     }
 
     /// Empties a slot. The block's bytes stay on the account until it is discarded.
-    fn take(&mut self, id: Id, gone: &mut Gone) {
-        let Some(entry) = self.slots.remove(id) else { return };
+    fn take(&mut self, id: Id) -> Option<Entry> {
+        let entry = self.slots.remove(id)?;
         self.budget.release(entry.meta);
         if entry.phase == Phase::Live {
             self.idle -= entry.bytes();
         }
         if entry.phase != Phase::Coming {
-            self.logical -= entry.spec.logical();
+            self.logical -= entry.spec.as_ref().map_or(0, |s| s.logical());
         }
-        if !entry.block.is_empty() {
-            gone.blocks.push(entry.block);
-        }
-        gone.specs.push(entry.spec);
+        Some(entry)
     }
 
     fn evict_to(&mut self, to: usize, gone: &mut Gone) {
@@ -360,7 +347,7 @@ impl State {
             let Some(id) = self.oldest() else { break };
             going += self.slots.get(id).map_or(0, |e| e.block.len());
             self.evictions += 1;
-            self.remove(id, gone);
+            gone.extend(self.remove(id));
         }
     }
 
@@ -373,7 +360,8 @@ impl State {
     fn trim(&mut self) -> Option<(HashTable<Id>, Lru<Entry>)> {
         let before = self.bookkeeping();
         let empty = self.slots.is_empty();
-        let spare = empty.then(|| (std::mem::take(&mut self.index), std::mem::take(&mut self.slots)));
+        let spare =
+            empty.then(|| (std::mem::take(&mut self.index), std::mem::take(&mut self.slots)));
         self.budget.release(before - self.bookkeeping());
         spare
     }
@@ -394,7 +382,7 @@ impl Forked for Cache {
             state.slots.ids().filter(|&id| state.slots.get(id).is_some_and(coming)).collect();
         let mut gone = Gone::default();
         for id in ids {
-            state.take(id, &mut gone);
+            gone.extend(state.take(id));
         }
         state.budget.forget_claims();
         drop(state);

@@ -4,7 +4,16 @@ use super::{Cache, Entry, Gone, Key, Phase, State};
 use crate::arena::{Block, Hole, LoanMut, whole_pages};
 use crate::error::Result;
 use crate::lru::Id;
-use std::sync::MutexGuard;
+use crate::pixels::Spec;
+use std::sync::{Arc, MutexGuard};
+
+/// Bytes that were claimed, less those of a victim's pages that are held already.
+#[derive(Default)]
+struct Room {
+    reused: Option<Block>,
+    /// The victim's description, to be dropped without the lock.
+    spec: Option<Arc<Spec>>,
+}
 
 /// A slot whose block is on the account.
 pub(super) struct Admitted {
@@ -34,7 +43,7 @@ impl Cache {
             return Ok(None);
         };
         let (mut state, found) = self.secure(state, need, len);
-        let Some(reused) = found else {
+        let Some(Room { reused, spec }) = found else {
             self.give_up(state, id);
             return Ok(None);
         };
@@ -65,6 +74,8 @@ impl Cache {
             entry.meta = meta;
             if write { entry.block.lend_mut() } else { None }
         });
+        drop(state);
+        drop(spec);
         Ok(Some(Admitted { id, forks, loan, fresh }))
     }
 
@@ -89,76 +100,76 @@ impl Cache {
 
     /// Empties a slot whose block did not fit.
     fn give_up(&self, mut state: Guard<'_>, id: Id) {
-        let mut gone = Gone::default();
         state.refused += 1;
-        state.take(id, &mut gone);
+        let gone = state.take(id);
         drop(state);
-        self.dispose(gone, 0);
+        self.dispose(gone.into_iter().collect(), 0);
     }
 
     /// Claims `need` bytes, evicting what has to go for them. When a victim's pages can serve as
-    /// a block of `len` bytes they are returned; those bytes are held already and not claimed.
-    /// Inner `None`: does not fit, nothing changed. The lock is released while pages go.
+    /// a block of `len` bytes, they are returned and their bytes not claimed. `None`: does not
+    /// fit, nothing changed. The lock is released while pages go.
     fn secure<'a>(
         &'a self,
         mut state: Guard<'a>,
         need: usize,
         len: usize,
-    ) -> (Guard<'a>, Option<Option<Block>>) {
+    ) -> (Guard<'a>, Option<Room>) {
         if state.budget.claim(need) {
-            return (state, Some(None));
+            return (state, Some(Room::default()));
         }
         if state.budget.shortfall(need) > state.idle {
             return (state, None);
         }
-        let mut gone = Gone::default();
-        let mut reused: Option<Block> = None;
+        let mut gone = Gone::new();
+        let mut room = Room::default();
         // Bytes of victims' pages: still held, and all of them this call's to spend.
         let mut credit = 0;
         while state.budget.shortfall(need) > credit {
             let Some(id) = state.oldest() else { break };
-            credit += state.slots.get(id).map_or(0, |e| e.block.len());
+            let Some(mut victim) = state.remove(id) else { break };
             state.evictions += 1;
-            state.remove(id, &mut gone);
-            if reused.is_none() && gone.blocks.last().is_some_and(|b| b.can_become(len)) {
-                reused = gone.blocks.pop();
-                gone.blocks.extend(reused.as_mut().and_then(|b| b.cut(len)));
+            credit += victim.block.len();
+            if room.reused.is_none() && victim.block.can_become(len) {
+                let rest = victim.block.cut(len).unwrap_or_else(Block::empty);
+                room.reused = Some(std::mem::replace(&mut victim.block, rest));
+            }
+            if victim.block.is_empty() && room.spec.is_none() {
+                room.spec = victim.spec;
+            } else {
+                gone.push(victim);
             }
         }
-        let kept = if reused.is_some() { len } else { 0 };
+        let kept = if room.reused.is_some() { len } else { 0 };
         let (missing, leaving) = (need - kept, credit - kept);
         // What the leaving pages do not cover is room that exists now: claim it before others do.
         let now = missing.saturating_sub(leaving);
         let claimed = state.budget.claim(now);
-        if claimed && gone.blocks.is_empty() {
-            drop(state);
-            drop(gone);
-            return (self.lock(), Some(reused));
+        if claimed && gone.is_empty() {
+            return (state, Some(room));
         }
         drop(state);
         let (_, later) = self.dispose(gone, missing - now);
         let mut state = self.lock();
         if claimed && later == missing - now {
-            return (state, Some(reused));
+            return (state, Some(room));
         }
         // The system kept pages that were to go: they stay on the account, and this does not fit.
         state.budget.unclaim(later + if claimed { now } else { 0 });
         drop(state);
-        self.dispose(Gone { blocks: reused.into_iter().collect(), ..Gone::default() }, 0);
+        self.dispose(room.reused.map(Entry::nameless).into_iter().collect(), 0);
         (self.lock(), None)
     }
 
     /// Gives pages back to the system, then takes their bytes off the account, of which up to
     /// `keep` become claimed in the same step. Returns the bytes gone and the bytes claimed.
     pub(super) fn dispose(&self, gone: Gone, keep: usize) -> (usize, usize) {
-        let Gone { blocks, specs } = gone;
-        drop(specs);
-        if blocks.is_empty() {
+        if gone.is_empty() {
             return (0, 0);
         }
         let mut freed = 0;
-        let mut holes: Vec<Hole> = Vec::with_capacity(blocks.len());
-        for block in blocks {
+        let mut holes: Vec<Hole> = Vec::with_capacity(gone.len());
+        for Entry { block, .. } in gone {
             let len = block.len();
             // A block the system does not take back is leaked, and stays on the account.
             if let Ok(hole) = block.discard() {
@@ -195,15 +206,18 @@ impl State {
         let slots = &self.slots;
         let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
         self.index.reserve(waiting, hash);
-        let (spec, block) = (self.nothing.clone(), Block::empty());
-        let coming =
-            Entry { key: Key::digest(&[0; 32]), spec, block, meta: 0, phase: Phase::Coming };
-        let id = self.slots.insert(coming);
+        let id = self.slots.insert(Entry::nameless(Block::empty()));
         if promised > 0 {
             let grown = self.bookkeeping() - before;
             self.budget.settle(grown);
             self.budget.unclaim(promised.saturating_sub(grown));
         }
         id
+    }
+}
+
+impl Entry {
+    fn nameless(block: Block) -> Self {
+        Self { key: Key::digest(&[0; 32]), spec: None, block, meta: 0, phase: Phase::Coming }
     }
 }

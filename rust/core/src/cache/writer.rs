@@ -1,7 +1,7 @@
 //! The way in: bytes are reserved, written off the lock, and published under a key.
 
-use super::{Cache, Entry, Gone, Key, Phase, Pin, State};
 use super::room::Admitted;
+use super::{Cache, Entry, Gone, Key, Phase, Pin, State};
 use crate::arena::{LoanMut, whole_pages};
 use crate::error::Result;
 use crate::lru::Id;
@@ -95,13 +95,10 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let Some(id) = self.id.take() else { return };
-        let mut gone = Gone::default();
         let mut state = self.cache.lock();
-        if state.forks == self.forks {
-            state.take(id, &mut gone);
-        }
+        let gone = if state.forks == self.forks { state.take(id) } else { None };
         drop(state);
-        self.cache.dispose(gone, 0);
+        self.cache.dispose(gone.into_iter().collect(), 0);
     }
 }
 
@@ -148,7 +145,8 @@ impl Writer {
         let mut gone = Gone::default();
         let mut state = cache.lock();
         self.settle(&mut state);
-        if generation.is_some_and(|g| g != state.generation) || state.forks != self.reservation.forks
+        if generation.is_some_and(|g| g != state.generation)
+            || state.forks != self.reservation.forks
         {
             return Err(()); // the reservation's drop gives the bytes back
         }
@@ -158,9 +156,7 @@ impl Writer {
             (Some(old), Existing::Keep) => old,
             (old, _) => {
                 self.reservation.id = None;
-                if let Some(old) = old {
-                    state.remove(old, &mut gone);
-                }
+                gone.extend(old.and_then(|old| state.remove(old)));
                 state.enter(id, key, self.spec.clone());
                 id
             }
@@ -195,7 +191,7 @@ impl State {
         entry.key = key;
         entry.phase = Phase::Live;
         self.logical += spec.logical();
-        entry.spec = spec;
+        entry.spec = Some(spec);
         let slots = &self.slots;
         let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
         self.index.insert_unique(key.hash(), id, hash);
