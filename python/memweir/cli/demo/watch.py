@@ -1,0 +1,114 @@
+"""Runs an arm in a fresh process and samples its memory from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from threading import Event, Thread
+
+import psutil  # type: ignore[import-untyped]
+
+__all__ = ["ArmError", "Run", "watch"]
+
+COMMAND = [sys.executable, "-m", "memweir.cli.demo.arms"]
+PERIOD = 0.02
+"""Seconds between two samples."""
+
+
+class ArmError(RuntimeError):
+    """An arm's process ended before its work did; the message is what it wrote to stderr."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What was seen of one arm: its time, its memory, its tensors."""
+
+    seconds: float = 0.0
+    """Spent in rollouts and trainer; the digests that prove equality are not counted."""
+    baseline: int = 0
+    """Resident bytes after imports and one warm-up."""
+    times: list[float] = field(default_factory=list)
+    """The arm's own clock when each sample was taken: ``seconds`` so far."""
+    growth: list[int] = field(default_factory=list)
+    """Resident bytes over the baseline."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Digest of each tensor, by rollout, turn and name."""
+
+    @property
+    def peak(self) -> int:
+        """The largest growth seen, in bytes."""
+        return max(self.growth, default=0)
+
+
+def watch(name: str, folder: Path, steps: int, progress: Callable[[], None]) -> Run:
+    """Runs the arm ``name`` on ``folder/job.json``; calls ``progress`` after each of its ``steps``.
+
+    Raises ``ArmError``.
+    """
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [*COMMAND, name, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            run = Run()
+            if process.stdout.readline() == "ready\n":
+                with _Sampler(process.pid, run):
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                    for line in islice(process.stdout, steps):
+                        run.seconds = float(line)
+                        progress()
+            if process.wait() != 0:
+                errors.seek(0)
+                raise ArmError(f"arm {name!r} ended with {process.returncode}:\n{errors.read()}")
+        except BaseException:
+            process.kill()
+            raise
+    run.digests = json.loads((folder / f"{name}.json").read_text())
+    return run
+
+
+class _Sampler:
+    """Notes the resident memory of a process until it ends."""
+
+    def __init__(self, pid: int, run: Run) -> None:
+        self._process = psutil.Process(pid)
+        self._run = run
+        self._stop = Event()
+        self._thread = Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> None:
+        self._run.baseline = self._process.memory_info().rss
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(PERIOD):
+            try:
+                resident = self._process.memory_info().rss
+            except psutil.NoSuchProcess:
+                return
+            if resident == 0:  # it has exited and only waits to be reaped
+                return
+            self._run.times.append(self._run.seconds)
+            self._run.growth.append(resident - self._run.baseline)
