@@ -1,7 +1,8 @@
 """The compiled part of memweir."""
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from typing import Any, Self, TypeAlias, final
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from os import PathLike
+from typing import Any, Literal, Self, TypeAlias, final
 
 import numpy as np
 from typing_extensions import Buffer, disjoint_base
@@ -191,3 +192,85 @@ class Descriptor:
 def _before_fork() -> None: ...
 def _after_fork_in_parent() -> None: ...
 def _after_fork_in_child() -> None: ...
+
+_Algorithm: TypeAlias = Literal["blake3", "sha256"]
+
+@final
+class Digest:
+    """32 bytes that name a content: immutable, ordered, hashable, picklable.
+
+    Digests of different kinds of thing (bytes, arrays, images, nested data) never meet, nor do
+    those of different algorithms. ``docs/identity.md`` defines them.
+    """
+
+    def __new__(cls, value: bytes, /) -> Self:
+        """The digest with these bytes. Raises ``ValueError`` unless there are 32."""
+
+    @staticmethod
+    def from_hex(text: str, /) -> Digest:
+        """Reads what :meth:`hex` wrote. Raises ``ValueError`` unless it is 64 hex digits."""
+
+    def hex(self) -> str:
+        """64 lower-case hexadecimal digits."""
+
+    def __bytes__(self) -> bytes: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __lt__(self, other: Digest, /) -> bool: ...
+    def __le__(self, other: Digest, /) -> bool: ...
+    def __gt__(self, other: Digest, /) -> bool: ...
+    def __ge__(self, other: Digest, /) -> bool: ...
+
+def hash_bytes(data: Buffer | str, /, *, algorithm: _Algorithm = "blake3") -> Digest:
+    """Digest of the bytes of ``data``: bytes, text (as UTF-8), or any buffer in C order.
+
+    Raises ``UnsupportedType`` for anything else and ``UnicodeEncodeError`` for lone surrogates.
+    """
+
+def hash_file(
+    path: str | bytes | PathLike[str] | PathLike[bytes], /, *, algorithm: _Algorithm = "blake3"
+) -> Digest:
+    """``hash_bytes`` of a file's content, read a block at a time. Raises ``OSError``."""
+
+def hash_array(array: Any, /, *, algorithm: _Algorithm = "blake3") -> Digest:
+    """Digest of an array's element type, byte order, shape and elements; strides do not matter.
+
+    ``array`` is a numpy array or scalar of any dtype but ``object``, a dense torch tensor on the
+    CPU, or a buffer. A tensor's digest is that of the numpy array with the same elements.
+
+    Raises ``UnsupportedType`` for Python objects as elements, masked arrays, element types without
+    a name of their own, tensors elsewhere, and everything else.
+    """
+
+def hash_image(
+    image: Any, /, *, shape: Sequence[int] | None = None, algorithm: _Algorithm = "blake3"
+) -> Digest:
+    """Digest of an image: mode, size, palette, transparency, orientation and pixels.
+
+    ``image`` is a Pillow image (its current frame, decoded now if it was not yet), ``uint8`` of
+    shape ``(H, W)`` or ``(H, W, C)`` with 1 to 4 channels from numpy or torch, or bytes with such
+    a ``shape``. All three give one digest for the same L, LA, RGB or RGBA pixels.
+
+    Raises ``ValueError`` for a shape that is no image or does not fit, ``UnsupportedType`` for
+    other types and dtypes, and whatever Pillow raises when it decodes.
+    """
+
+def hash_value(value: Any, /, *, algorithm: _Algorithm = "blake3") -> Digest:
+    """Digest of nested plain data, by type and content.
+
+    None, bool, int of any size, float, str, bytes, list, tuple, dict (in any order), ``Digest``,
+    numpy arrays and scalars, torch tensors and Pillow images; exactly these types.
+
+    Raises ``UnsupportedType`` for any other type, ``ValueError`` for more than 200 levels, for
+    containers that contain themselves and for lone surrogates.
+    """
+
+def hash_many(
+    objects: Iterable[Any], /, *, threads: int | None = None, algorithm: _Algorithm = "blake3"
+) -> list[Digest]:
+    """``hash_image`` of each Pillow image, array and tensor, ``hash_bytes`` of each other object.
+
+    At most ``threads`` threads share the objects, one object to a thread; ``None``: as many as
+    there are cores, at most 8, and no more than one for each mebibyte. They end with the call.
+    """

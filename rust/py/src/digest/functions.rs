@@ -37,14 +37,18 @@ pub fn hash_bytes(data: &Bound<'_, PyAny>, algorithm: &str) -> PyResult<PyDigest
 
 #[pyfunction]
 #[pyo3(signature = (path, /, *, algorithm = "blake3"))]
-pub fn hash_file(py: Python<'_>, path: PathBuf, algorithm: &str) -> PyResult<PyDigest> {
-    let algorithm = parse(algorithm)?;
-    let failed = |error: io::Error| {
-        let text = error.to_string();
-        match error.raw_os_error() {
-            Some(errno) => PyOSError::new_err((errno, text, path.clone())),
-            None => PyOSError::new_err(text),
-        }
+pub fn hash_file(path: &Bound<'_, PyAny>, algorithm: &str) -> PyResult<PyDigest> {
+    let (py, algorithm) = (path.py(), parse(algorithm)?);
+    let os = py.import("os")?;
+    let name = os.call_method1("fsdecode", (path,))?;
+    let path: PathBuf = name.extract()?;
+    // As Python raises it: the right class, `errno` and `filename`.
+    let failed = |error: io::Error| match error.raw_os_error() {
+        Some(errno) => match os.call_method1("strerror", (errno,)) {
+            Ok(text) => PyOSError::new_err((errno, text.unbind(), name.clone().unbind())),
+            Err(error) => error,
+        },
+        None => PyOSError::new_err(error.to_string()),
     };
     let mut file = py.detach(|| File::open(&path)).map_err(failed)?;
     let mut hasher = Hasher::new(algorithm);

@@ -106,9 +106,7 @@ impl<'py, S: Sink + Send> Walk<'py, S> {
         let mut items = Vec::with_capacity(dict.len());
         for item in dict.items() {
             let (key, value): (Bound<'py, PyAny>, Bound<'py, PyAny>) = item.extract()?;
-            let mut walk = Walk::new(self.algorithm, Vec::new());
-            walk.value(&key)?;
-            items.push((walk.finish(), value));
+            items.push((self.key(&key)?, value));
         }
         items.sort_by(|(a, _), (b, _)| a.cmp(b));
         self.frames.mapping(items.len());
@@ -117,6 +115,15 @@ impl<'py, S: Sink + Send> Walk<'py, S> {
             self.value(&value)?;
         }
         Ok(())
+    }
+
+    /// The frames of a key, as deep in the value as we are.
+    fn key(&mut self, key: &Bound<'py, PyAny>) -> PyResult<Vec<u8>> {
+        let mut walk = Walk::new(self.algorithm, Vec::new());
+        std::mem::swap(&mut walk.path, &mut self.path);
+        let walked = walk.value(key);
+        std::mem::swap(&mut walk.path, &mut self.path);
+        walked.map(|()| walk.finish())
     }
 
     /// Does `walk` inside a container, unless we are in there already, or too deep.
