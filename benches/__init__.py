@@ -1,0 +1,1 @@
+"""Every figure that the README and the docs quote, with the command that makes it."""
