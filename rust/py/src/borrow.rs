@@ -11,9 +11,10 @@ use memweir_core::layout::Layout;
 use memweir_core::pack::{Strided, StridedMut};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PyType};
+use pyo3::types::{PyCapsule, PyDict, PyModule, PyType};
 
 pub use self::arrow::Pixel;
 
@@ -157,7 +158,10 @@ pub fn class_if_loaded<'py>(
     if let Some(class) = cell.get(py) {
         return Ok(Some(class.bind(py)));
     }
-    let module = py.import("sys")?.getattr("modules")?.call_method1("get", (module,))?;
+    static SYS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let sys = SYS.get_or_try_init(py, || py.import("sys").map(Bound::unbind))?.bind(py);
+    let modules = sys.getattr(intern!(py, "modules"))?.cast_into::<PyDict>()?;
+    let Some(module) = modules.get_item(module)? else { return Ok(None) };
     // A thread may be in the middle of importing it.
     let Some(class) = module.getattr_opt(name)? else { return Ok(None) };
     let class = class.cast_into::<PyType>()?.unbind();

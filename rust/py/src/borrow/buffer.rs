@@ -49,10 +49,9 @@ pub(super) fn of_any(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
         }
         return of_ndarray(&array.call_method1("view", (obj, array))?);
     }
-    let numpy = py.import("numpy")?;
     if obj.is_instance(scalar_type(py)?)? {
         // Its own buffer does not tell a datetime from eight bytes.
-        return of_ndarray(&numpy.call_method1("asarray", (obj,))?);
+        return of_ndarray(&py.import("numpy")?.call_method1("asarray", (obj,))?);
     }
     if let Ok(buffer) = PyUntypedBuffer::get(obj)
         && let Some(export) = of_buffer(buffer)?
@@ -66,7 +65,7 @@ pub(super) fn of_any(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
             error
         }
     })?;
-    let array = numpy.call_method1("asarray", (view,)).map_err(|error| {
+    let array = py.import("numpy")?.call_method1("asarray", (view,)).map_err(|error| {
         unsupported_because(py, format!("{} with unknown elements", type_name(obj)), error)
     })?;
     of_ndarray(&array)
