@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import memweir as mw
-from memweir.pixels import resolve
+from memweir.pixels import live, resolve
 from memweir.pixels.refs import JoinedRef, PixelRef
 
 ARRAY = np.arange(12_000, dtype=np.float32).reshape(30, 400)
@@ -27,7 +27,7 @@ ARRAY = np.arange(12_000, dtype=np.float32).reshape(30, 400)
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without the caches that other tests left to the collector."""
-    monkeypatch.setattr(resolve, "_caches", {})
+    monkeypatch.setattr(live, "_caches", {})
     yield
     assert resolve._process == {}
     assert resolve._context.get() == ()
@@ -56,17 +56,17 @@ def test_nobody_has_it() -> None:
 def test_live_caches_are_found_and_dead_ones_forgotten() -> None:
     cache = mw.PixelCache("16 MiB")
     ref = pickle.loads(pickle.dumps(mw.strip(ARRAY, cache).data))
-    assert cache in resolve.live_caches()
+    assert cache in live.live_caches()
     assert np.asarray(ref).tobytes() == ARRAY.tobytes()
     del cache
     gc.collect()
     with pytest.raises(mw.MissingPixels):
         np.asarray(ref)
-    alive = len(resolve._caches)
+    alive = len(live._caches)
     for _ in range(100):
         mw.PixelCache(0)
     gc.collect()
-    assert len(resolve._caches) <= alive + 1
+    assert len(live._caches) <= alive + 1
 
 
 def test_any_cache_will_do() -> None:

@@ -18,7 +18,7 @@ from transformers import LlavaNextImageProcessorPil, SmolVLMImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import memweir as mw
-from memweir.pixels import provenance, resolve
+from memweir.pixels import live, provenance
 from memweir.pixels.refs import JoinedRef, PixelRef
 
 SIZES = [(320, 240), (200, 300), (128, 256)]
@@ -52,7 +52,7 @@ def from_uris(ref: PixelRef) -> str | None:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "_caches", {})
+    monkeypatch.setattr(live, "_caches", {})
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from memweir._core import Digest
 from memweir.identity import hash_array
 from memweir.pixels.found import raw
 from memweir.pixels.joiners import axis_of, place, window
+from memweir.pixels.live import held
 from memweir.pixels.recipe import recall
 from memweir.pixels.records import Layout, SourcePolicy, record
 from memweir.pixels.refs import ALONE, JoinedRef, PixelRef
-from memweir.pixels.resolve import held
 
 if TYPE_CHECKING:
     from memweir._core import Pixels

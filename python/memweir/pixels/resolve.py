@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +12,7 @@ from memweir._core import Digest
 from memweir.errors import MissingPixels
 from memweir.pixels.found import Entry, Loose, blank_array, blank_tensor, describe
 from memweir.pixels.joiners import place, window
+from memweir.pixels.live import held, register
 from memweir.pixels.recompute import Recompute
 from memweir.pixels.refs import ALONE, PixelRef
 from memweir.pixels.walk import Trail, rebuild
@@ -20,40 +20,10 @@ from memweir.pixels.walk import Trail, rebuild
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from memweir._core import Pixels
-    from memweir.pixels.cache import PixelCache
-
-__all__ = ["Recompute", "Resolver", "live_caches", "materialize", "register", "resolvers"]
+__all__ = ["Recompute", "Resolver", "materialize", "register", "resolvers"]
 
 Resolver = Callable[[PixelRef], "np.ndarray[Any, Any] | Tensor | Mapping[str, Any] | None"]
 """Gives the array of one image's reference, or all arrays of its entry by name, or ``None``."""
-
-_caches: dict[int, weakref.ref[PixelCache]] = {}
-
-
-def register(cache: PixelCache) -> None:
-    """Lets references look into ``cache`` for as long as it lives."""
-    number = id(cache)
-
-    def forget(dead: weakref.ref[PixelCache]) -> None:
-        if _caches.get(number) is dead:
-            del _caches[number]
-
-    _caches[number] = weakref.ref(cache, forget)
-
-
-def live_caches() -> list[PixelCache]:
-    """The caches of this process, oldest first."""
-    found = [cache() for cache in _caches.copy().values()]
-    return [cache for cache in found if cache is not None]
-
-
-def held(key: Digest) -> Iterator[Pixels]:
-    """The entries of ``key`` in the live caches; asking for an absent one is not a miss."""
-    for cache in live_caches():
-        pixels = cache.get(key) if key in cache else None
-        if pixels is not None:
-            yield pixels
 
 
 class Installed:

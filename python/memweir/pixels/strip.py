@@ -14,10 +14,11 @@ import numpy as np
 
 from memweir._core import Digest
 from memweir.errors import UnsupportedType
+from memweir.pixels.live import held
 from memweir.pixels.provenance import is_tensor, reference_by_recipe
 from memweir.pixels.records import Layout, SourcePolicy, record
 from memweir.pixels.refs import PixelRef
-from memweir.pixels.resolve import CONTENT, held
+from memweir.pixels.resolve import CONTENT
 from memweir.pixels.walk import PLAIN, Trail, is_label, rebuild
 from memweir.sizes import format_size, parse_size
 
