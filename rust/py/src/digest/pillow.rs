@@ -2,6 +2,7 @@
 
 use memweir_core::digest::{Algorithm, Hasher, LEN, Source};
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyTuple, PyType};
@@ -30,9 +31,10 @@ pub fn is_image(obj: &Bound<'_, PyAny>) -> PyResult<bool> {
 /// The current frame, decoded now if it was not yet.
 pub fn image<'py>(image: &Bound<'py, PyAny>, algorithm: Algorithm) -> PyResult<Image<'py>> {
     // Decoding may change mode, size and orientation: it comes first.
-    image.call_method0("load")?;
-    let mode: String = image.getattr("mode")?.extract()?;
-    let (width, height): (usize, usize) = image.getattr("size")?.extract()?;
+    let py = image.py();
+    image.call_method0(intern!(py, "load"))?;
+    let mode: String = image.getattr(intern!(py, "mode"))?.extract()?;
+    let (width, height): (usize, usize) = image.getattr(intern!(py, "size"))?.extract()?;
     let palette = if mode.starts_with('P') { Some(palette(image)?) } else { None };
     let pixels = pixels(image, &mode, (width, height), algorithm)?;
     Ok(Image {
@@ -56,24 +58,28 @@ fn palette(image: &Bound<'_, PyAny>) -> PyResult<(String, Vec<u8>)> {
 
 /// A colour, an index or the alpha of each: whatever the file had.
 fn transparency(image: &Bound<'_, PyAny>, algorithm: Algorithm) -> PyResult<Vec<u8>> {
-    let value = image.getattr("info")?.call_method1("get", ("transparency",))?;
-    if value.is_none() {
-        return Ok(Vec::new());
-    }
+    let info = image.getattr(intern!(image.py(), "info"))?;
+    let key = intern!(image.py(), "transparency");
     let mut walk = Walk::new(algorithm, Vec::new());
-    walk.value(&value)?;
+    if info.contains(key)? {
+        let value = info.get_item(key)?;
+        if !value.is_none() {
+            walk.value(&value)?;
+        }
+    }
     Ok(walk.finish())
 }
 
 /// The way up, as `PIL.ImageOps.exif_transpose` would read it.
 fn orientation(image: &Bound<'_, PyAny>) -> PyResult<u8> {
-    let read = || image.call_method0("getexif")?.call_method1("get", (ORIENTATION,));
+    let py = image.py();
+    let read = || {
+        let exif = image.call_method0(intern!(py, "getexif"))?;
+        exif.contains(ORIENTATION)?.then(|| exif.get_item(ORIENTATION)).transpose()
+    };
     // Malformed metadata raises all sorts of errors, once: Pillow keeps what it could read of it
     // and says that from then on, so the second answer is the one that lasts.
-    let found = match read().or_else(|_| read()) {
-        Ok(found) if !found.is_none() => found,
-        _ => return Ok(UPRIGHT),
-    };
+    let Ok(Some(found)) = read().or_else(|_: PyErr| read()) else { return Ok(UPRIGHT) };
     for way in 2..=8u8 {
         if found.eq(way)? {
             return Ok(way);
@@ -92,7 +98,7 @@ fn pixels<'py>(
     let (Some(count), Some(pixel), true) = (count, stored_as(mode), exports(image.py())?) else {
         return by_bytes(image, algorithm);
     };
-    match image.call_method0("__arrow_c_array__") {
+    match image.call_method0(intern!(image.py(), "__arrow_c_array__")) {
         Ok(export) => match Memory::pixels(export.cast::<PyTuple>()?, count, pixel)? {
             Some(memory) => Ok(Pixels::Memory(memory)),
             None => by_bytes(image, algorithm),
