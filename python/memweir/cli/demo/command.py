@@ -106,9 +106,9 @@ def tell(console: Console, runs: Mapping[str, Run]) -> None:
 
     from .report import ARMS, MIB, READING
 
-    table = Table(title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "arm", "what it does"):
-        table.add_column(heading)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column("arm")
     for heading in ("growth", "limit", "time"):
         table.add_column(heading, justify="right")
     for arm in ARMS:
@@ -116,7 +116,6 @@ def tell(console: Console, runs: Mapping[str, Run]) -> None:
         table.add_row(
             f"({arm.letter})",
             arm.title,
-            arm.meaning,
             f"{run.peak / MIB:.0f} MiB",
             "" if arm.limit is None else f"{arm.limit} MiB",
             f"{run.seconds:.1f} s",

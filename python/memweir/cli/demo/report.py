@@ -23,7 +23,6 @@ class ArmInfo:
     name: str
     letter: str
     title: str
-    meaning: str
     budget: int | None = None
     """The cache's budget in MiB."""
     allowance: int = 0
@@ -36,26 +35,22 @@ class ArmInfo:
 
 
 ARMS = (
-    ArmInfo("own", "a", "every rollout owns its pixels", "process every image, keep the tensors"),
-    ArmInfo("dict", "b", "one unbounded dict", "process each distinct image once, keep all"),
-    ArmInfo(
-        "256 MiB", "c", "memweir, 256 MiB", "room for every image: each is processed once", 256, 96
-    ),
-    ArmInfo(
-        "64 MiB", "d", "memweir, 64 MiB", "room for 4 of 16: evicts, and processes again", 64, 128
-    ),
+    ArmInfo("own", "a", "every rollout owns its pixels"),
+    ArmInfo("dict", "b", "one unbounded dict"),
+    ArmInfo("256 MiB", "c", "memweir, 256 MiB", 256, 96),
+    ArmInfo("64 MiB", "d", "memweir, 64 MiB", 64, 128),
 )
-
 
 READING = (
     "Growth is resident memory over the process's own baseline, at its highest. Every arm runs all"
-    " rollouts and then a trainer that builds every batch; the digests that prove equality are"
-    " taken off the clock.",
+    " rollouts, then a trainer that builds every batch; the digests that prove equality are taken"
+    " off the clock.",
     "(a) is what happens when every rollout keeps its own processed pixels.",
-    "(b) is the fastest, and fine while images repeat; it keeps every image it ever saw, and every"
-    " rollout can write into the tensors of the others.",
-    "(c) copies and checks what it hands out. (d) pays for its budget with time: what was evicted"
-    " is decoded and processed again.",
+    "(b) processes each image once. It is the fastest, and fine while images repeat; but it keeps"
+    " every image it ever saw, and all rollouts share writable tensors.",
+    "(c) has room for all images and processes each once; it copies and checks what it hands out."
+    " (d) has room for 4 of 16, evicts, and decodes and processes again what it lost. What either"
+    " takes beyond its budget is the trainer's batch and the processor's working memory.",
 )
 """How to read the table, by paragraph."""
 
