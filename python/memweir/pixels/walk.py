@@ -122,6 +122,9 @@ class _Kind(NamedTuple):
 
 
 def _kind(value: object) -> _Kind | None:
+    exact = _BUILTIN.get(type(value))
+    if exact is not None:
+        return exact
     if isinstance(value, np.ndarray | type):
         return None
     if isinstance(value, dict | UserDict | MappingProxyType) or (
@@ -202,3 +205,4 @@ _DATACLASS: Final = _Kind(_fields, _replace_attributes, attributes=True)
 _MM_ITEMS: Final = _Kind(
     lambda value: [("mm_items", value.mm_items)], _replace_attributes, attributes=True
 )
+_BUILTIN: Final[dict[type, _Kind]] = {dict: _MAPPING, list: _LIST, tuple: _TUPLE}
