@@ -102,14 +102,14 @@ plain = st.recursive(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(value=plain)
 def test_values(algorithm: Any, value: object) -> None:
     expected = oracle.hash_value(oracle.HASHES[algorithm], value)
     assert bytes(mw.hash_value(value, algorithm=algorithm)) == expected
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(one=plain, two=plain)
 def test_values_agree_only_when_they_are_equal(one: object, two: object) -> None:
     h = oracle.HASHES["sha256"]
@@ -138,7 +138,7 @@ def views(draw: st.DrawFn) -> np.ndarray:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(array=views())
 def test_arrays(algorithm: Any, array: np.ndarray) -> None:
     token = None

@@ -1,12 +1,13 @@
 //! Foreign memory with strides: read into, or written from, packed bytes in C order.
 //!
 //! # Soundness
-//! The memory belongs to somebody else, who may write to it from another thread while we look.
-//! No `&[u8]` is ever made over it: bytes are copied through raw pointers into private memory and
-//! interpreted only there, and no length, index or branch depends on them. A concurrent write can
-//! therefore tear the *content* of one copy, and nothing else; what is hashed or stored afterwards
-//! is that one private copy. That the memory stays mapped is the promise of whoever called
-//! [`Strided::new`]: a Python buffer export or a DLPack capsule held for as long.
+//! The memory belongs to somebody else, who may write to it from another thread while we look, and
+//! no lock of ours can stop that. So no reference is ever made over it. Every byte is read once,
+//! through a raw pointer, by a plain copy into private memory, and is interpreted only there; no
+//! length, index or branch depends on what was read before it got there. A write meanwhile changes
+//! which bytes the private copy holds, old or new, and nothing else: what is hashed or stored
+//! afterwards is that one copy. What remains is that the memory stays mapped, which is the promise
+//! of whoever called [`Strided::new`]: a buffer export, a DLPack or an Arrow capsule is held.
 #![allow(unsafe_code)]
 
 mod rgb;

@@ -12,8 +12,7 @@ use pyo3::types::PyList;
 use super::image::Image;
 use super::nested::Walk;
 use super::packed::Packed;
-use super::pillow;
-use super::{PyDigest, algorithm as parse};
+use super::{PyDigest, algorithm as parse, pillow};
 use crate::borrow::{Borrowed, is_array};
 
 /// Less work than this is done sooner than the GIL is given up and taken back.
