@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["format_size", "memory_limit", "parse_size"]
 
@@ -41,7 +44,7 @@ def parse_size(size: int | str) -> int:
     value = int(whole + digits or "0")
     if unit == "%":
         if value > 100 * scale:
-            raise ValueError(f"more than all of the memory: {size!r}")
+            raise ValueError(f"a size cannot be more than all of the memory: {size!r}")
         return memory_limit() * value // (100 * scale)
     factor = _UNITS.get(unit.lower())
     if factor is None:
@@ -66,7 +69,7 @@ def memory_limit() -> int:
 
 def _checked(size: int, given: str) -> int:
     if size >= 1 << 63:
-        raise ValueError(f"larger than any address space: {given!r}")
+        raise ValueError(f"a size larger than any address space: {given!r}")
     return size
 
 
@@ -77,7 +80,10 @@ def _ram() -> int:
         return 1 << 62  # not a POSIX system: only a percentage would need to know
 
 
-def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path | None = None) -> list[int]:
+def _cgroup_limits(root: Path | None = None, own: Path | None = None) -> list[int]:
+    from pathlib import Path
+
+    root = root or Path("/sys/fs/cgroup")
     try:
         lines = (own or Path("/proc/self/cgroup")).read_text().splitlines()
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -145,9 +146,7 @@ class PixelCache(_core.Cache):
                     arrays = await load()
                     return await asyncio.to_thread(room.serve, key, arrays)
 
-            return await self._flights.arun(
-                self._key(key), lead, check=lambda: self._peek(key)
-            )
+            return await self._flights.arun(self._key(key), lead, check=lambda: self._peek(key))
         return await self._flights.arun(
             self._key(key),
             lambda: self._load(key, load, nbytes),
@@ -194,9 +193,11 @@ class PixelCache(_core.Cache):
         return CacheStats(joins=self._flights.joins, **self._stats())
 
     def _log(self, message: str, *args: object) -> None:
-        import logging
-
-        logging.getLogger("memweir.pixels").info("%s: " + message, self.name, *args)
+        # Where nobody imported logging nobody listens, and a fork in the middle of a first import
+        # would leave the child waiting for the module's lock.
+        get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
+        if get_logger is not None:
+            get_logger("memweir.pixels").info("%s: " + message, self.name, *args)
 
     def __repr__(self) -> str:
         s = self.stats()

@@ -1,5 +1,6 @@
 //! The cache against a naive model, and under threads that race.
 
+#![allow(clippy::expect_used)]
 use memweir_core::cache::{Cache, Existing, Key, Part, Pin};
 use memweir_core::layout::{DType, Layout};
 use memweir_core::pixels::Spec;
@@ -225,7 +226,7 @@ fn eight_threads_stay_within_the_budget() {
                             }
                             13 => held.clear(),
                             14 => drop(cache.evict(LIMIT / 2)),
-                            _ if x % 8 == 0 => drop(cache.clear()),
+                            _ if x.is_multiple_of(8) => drop(cache.clear()),
                             _ => drop(cache.reserve(nbytes).expect("memory")),
                         }
                         assert!(held.iter().all(|(pin, byte)| holds(pin, *byte)));

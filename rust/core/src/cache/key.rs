@@ -86,16 +86,20 @@ impl Key {
     }
 
     pub(super) fn hash(&self) -> u64 {
-        static SEED: OnceLock<RandomState> = OnceLock::new();
         match self.kind {
             // Text and bytes may be anybody's choice.
-            Kind::Text | Kind::Bytes => {
-                SEED.get_or_init(RandomState::new).hash_one(&self.bytes[..usize::from(self.len)])
-            }
+            Kind::Text | Kind::Bytes => seed().hash_one(&self.bytes[..usize::from(self.len)]),
             // Eight bytes of a hash are as good a hash as any function of all.
             _ => self.bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first)),
         }
     }
+}
+
+/// What text and bytes are hashed with in this process. Asked for by every cache as it is made, so
+/// that no fork finds it half done.
+pub(super) fn seed() -> &'static RandomState {
+    static SEED: OnceLock<RandomState> = OnceLock::new();
+    SEED.get_or_init(RandomState::new)
 }
 
 #[cfg(test)]

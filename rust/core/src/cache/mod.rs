@@ -11,7 +11,7 @@ mod pin;
 mod room;
 mod writer;
 
-use crate::arena::{Arena, Block, Loan};
+use crate::arena::{Arena, Block, Loan, page};
 use crate::budget::Budget;
 use crate::lru::{Id, Lru};
 use crate::pixels::Spec;
@@ -119,6 +119,8 @@ impl Cache {
         };
         let cache = Arc::new(Self { state: Mutex::new(state), lent: AtomicUsize::new(0) });
         fork::register(&cache);
+        key::seed();
+        page();
         cache
     }
 
@@ -214,21 +216,29 @@ impl Cache {
     /// Evicts until at most `to` bytes are owned or only pinned entries are left. Returns the
     /// bytes given back to the system.
     pub fn evict(&self, to: usize) -> usize {
-        let mut gone = Gone::default();
-        self.lock().evict_to(to, &mut gone);
-        self.dispose(gone, 0).0
+        self.shrink(|_| to)
     }
 
     /// Changes the budget and shrinks to it. Returns the bytes still owned above it: those of
     /// pinned entries, which go as their users do.
     pub fn resize(&self, limit: usize) -> usize {
-        let mut gone = Gone::default();
-        let mut state = self.lock();
-        state.budget.set_limit(limit);
-        state.evict_to(limit, &mut gone);
-        drop(state);
-        self.dispose(gone, 0);
+        self.shrink(|budget| {
+            budget.set_limit(limit);
+            limit
+        });
         self.lock().budget.shortfall(0)
+    }
+
+    /// Evicts until no more is owned than `to` says, and gives up bookkeeping that is empty.
+    fn shrink(&self, to: impl FnOnce(&mut Budget) -> usize) -> usize {
+        let mut gone = Gone::new();
+        let mut state = self.lock();
+        let to = to(&mut state.budget);
+        state.evict_to(to, &mut gone);
+        let spare = if state.budget.held() > to { state.trim() } else { None };
+        drop(state);
+        drop(spare);
+        self.dispose(gone, 0).0
     }
 
     /// Removes every entry; what is in use goes with its last user, what is being loaded is not
@@ -279,26 +289,22 @@ impl State {
 
     /// Takes a loan back; an entry that was removed meanwhile goes with its last loan.
     #[inline]
-    fn unpin(&mut self, id: Id, loan: Loan, gone: &mut Gone) {
-        let Some(entry) = self.slots.get_mut(id) else { return };
+    fn unpin(&mut self, id: Id, loan: Loan) -> Option<Entry> {
+        let entry = self.slots.get_mut(id)?;
         entry.block.settle(loan);
         if entry.block.is_lent() {
-            return;
+            return None;
         }
         let (bytes, phase) = (entry.bytes(), entry.phase);
         self.pinned -= bytes;
         if phase == Phase::Leaving {
-            gone.extend(self.take(id));
-            return;
+            return self.take(id);
         }
         self.idle += bytes;
         if !self.slots.is_linked(id) {
             self.slots.link(id);
         }
-        if self.budget.shortfall(0) > 0 {
-            // The budget was lowered below what was in use.
-            self.evict_to(self.budget.limit(), gone);
-        }
+        None
     }
 
     /// The entry to evict next. Entries in use that are met on the way leave the list until

@@ -1,6 +1,6 @@
 //! An entry in use.
 
-use super::{Cache, Gone};
+use super::Cache;
 use crate::arena::{Block, Loan, page, whole_pages};
 use crate::error::{Error, Result};
 use crate::lru::Id;
@@ -88,9 +88,17 @@ impl Drop for Home {
     fn drop(&mut self) {
         let Self::Slot { cache, id, loan } = self else { return };
         let Some(loan) = loan.take() else { return };
-        let mut gone = Gone::default();
-        cache.lock().unpin(*id, loan, &mut gone);
-        cache.dispose(gone, 0);
+        let mut state = cache.lock();
+        let gone = state.unpin(*id, loan);
+        let over = state.budget.shortfall(0) > 0;
+        drop(state);
+        if gone.is_some() {
+            cache.dispose(gone.into_iter().collect(), 0);
+        }
+        if over {
+            // The budget was lowered below what was in use.
+            cache.shrink(|budget| budget.limit());
+        }
     }
 }
 
