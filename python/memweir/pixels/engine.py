@@ -25,6 +25,7 @@ from memweir.pixels.joiners import HOWS, Unjoinable
 from memweir.pixels.lazy import BrokenImage, defer, resolve
 from memweir.pixels.recipe import Recipe
 from memweir.pixels.sources import (
+    Memo,
     Seen,
     Source,
     SourceChanged,
@@ -43,6 +44,8 @@ logger = logging.getLogger("memweir.processor")
 
 # Arguments whose lists are one setting. Any other list may hold one item per image.
 _LISTS = frozenset({"size", "crop_size", "pad_size", "image_mean", "image_std"})
+_VERDICTS = 1024  # fingerprints that something is remembered about
+_DISPROVEN = "the join does not hold for this version of transformers"
 _VERSION = ".".join(transformers.__version__.split(".")[:2])
 
 
@@ -52,10 +55,11 @@ class Through(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProcessorStats:
-    """Counters since the processor was wrapped: `images == hits + misses` of served calls.
+    """Counters since the processor was wrapped.
 
-    `through` counts the calls that went to the wrapped processor, by reason. Counting takes
-    no lock: on a free-threaded interpreter the numbers are approximate.
+    `images == hits + misses` are those of the calls that were served, `through` the calls that
+    went to the wrapped processor, by reason. Counting takes no lock: on a free-threaded
+    interpreter the numbers are approximate.
     """
 
     calls: int
@@ -109,10 +113,9 @@ class Engine:
             getattr(getattr(kind, "valid_kwargs", None), "__annotations__", ())
         ) | {"return_tensors"}
         self._fingerprinter = Fingerprinter(wrapped, fingerprint)
-        self._refused: dict[Digest, str] = {}  # fingerprints whose answers no entry can carry
-        self._ragged: set[Digest] = set()  # those whose parts once did not join
-        self._proven: set[Digest] = set()
-        self._disproven: set[Digest] = set()
+        # By fingerprint: why no entry can carry the answers, whether parts once did not join,
+        # whether a join was seen to hold.
+        self._refused, self._ragged, self._held = Memo(_VERDICTS), Memo(_VERDICTS), Memo(_VERDICTS)
         self._counts: Counter[str] = Counter()
         self._through: Counter[str] = Counter()
 
@@ -163,7 +166,7 @@ class Engine:
         except Exception:
             return self.wrapped.fetch_images(_fetchable(images))  # raises what it would raise
         assert seen is not None
-        return defer(seen)
+        return seen.image() if seen.id.kind == "array" else defer(seen)
 
     def _understand(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The call in known terms. Raises `Through`."""
@@ -190,24 +193,26 @@ class Engine:
             fingerprint = self._fingerprinter.digest(given)
         except Unfingerprintable as unknown:
             raise Through(str(unknown)) from None
-        if fingerprint in self._refused:
-            raise Through(self._refused[fingerprint])
+        refused = self._refused.get(fingerprint)
+        if refused is not None:
+            raise Through(refused)
         if not all(samples):
             raise Through("no images")
-        call = Call(samples, given, fingerprint, self._tensors(given))
-        if len(call.images) > 1:
-            self._check_join(call, nested)
-        return call
+        if sum(map(len, samples)) > 1:
+            if self._held.get(fingerprint) is False:
+                raise Through(_DISPROVEN)
+            samples = self._joinable(samples, nested)
+        return Call(samples, given, fingerprint, self._tensors(given))
 
-    def _check_join(self, call: Call, nested: bool) -> None:
+    def _joinable(self, samples: list[list[Any]], nested: bool) -> list[list[Any]]:
+        """The samples as they are joined; for most families a nested list is a flat one."""
         if self._how == "alone":
             raise Through(f"no join is known for {type(self.wrapped).__qualname__}")
-        if call.fingerprint in self._disproven:
-            raise Through("the join does not hold for this version of transformers")
-        if nested and self._family in families.ONE_EACH and max(map(len, call.samples)) > 1:
+        if not nested or self._how == "nest":
+            return samples
+        if self._family in families.ONE_EACH and max(map(len, samples)) > 1:
             raise Through("several images in a sample")
-        if nested and self._how != "nest":  # as if the list were flat
-            call.samples[:] = [call.images]
+        return [[image for sample in samples for image in sample]]
 
     def _tensors(self, given: Mapping[str, Any]) -> str | None:
         wanted = self._effective("return_tensors", given)
@@ -227,17 +232,17 @@ class Engine:
     def _serve(self, call: Call, process: Callable[..., Any], fetched: dict[int, Any]) -> Any:
         """The answer from entries, made where they are missing. Raises `Through`."""
         seen = [self._see(image, fetched) for image in call.images]
-        if len({(one.id.kind, len(one.id.layout)) for one in seen}) > 1:
-            raise Through("images of several kinds")
+        if len({one.id.mixes for one in seen}) > 1:
+            raise Through("images of several types")
         keys = [call.key(one) for one in seen]
-        if call.fingerprint in self._ragged and not all(key in self.cache for key in keys):
+        if self._ragged.get(call.fingerprint) and not all(key in self.cache for key in keys):
             raise Through("the parts differ in shape")
         parts: dict[Digest, Part] = {}
+        misses = 0
         for key, one in zip(keys, seen, strict=True):
             if key not in parts:
-                parts[key] = self._part(call, key, one, process)
-        self._counts["images"] += len(keys)
-        self._counts["hits"] += len(keys) - len(parts)
+                parts[key], loaded = self._part(call, key, one, process)
+                misses += loaded
         in_order = iter([parts[key] for key in keys])
         samples = [[next(in_order) for _ in sample] for sample in call.samples]
         how = "alone" if len(keys) == 1 else str(self._how)
@@ -247,10 +252,13 @@ class Engine:
         try:
             answer = assemble(how, samples, pads=pads, uneven=uneven)
         except Unjoinable as reason:
-            self._ragged.add(call.fingerprint)
+            self._ragged.put(call.fingerprint, True)
             raise Through(str(reason)) from None
         if len(keys) > 1 and not self._holds(call, answer, process, fetched):
-            self._check_join(call, False)
+            raise Through(_DISPROVEN)
+        self._counts["images"] += len(keys)
+        self._counts["hits"] += len(keys) - misses
+        self._counts["misses"] += misses
         return answer
 
     def _see(self, image: Any, fetched: dict[int, Any]) -> Seen:
@@ -268,7 +276,10 @@ class Engine:
             fetched[id(image)] = seen.image()
         return seen
 
-    def _part(self, call: Call, key: Digest, seen: Seen, process: Callable[..., Any]) -> Part:
+    def _part(
+        self, call: Call, key: Digest, seen: Seen, process: Callable[..., Any]
+    ) -> tuple[Part, bool]:
+        """The entry of one image, and whether it was made just now."""
         loaded = False
 
         def load() -> dict[str, Any]:
@@ -283,11 +294,11 @@ class Engine:
         try:
             pixels = self.cache.get_or_load(key, load)
         except Unrepresentable as reason:
-            self._refused[call.fingerprint] = f"{type(self.wrapped).__qualname__} {reason}"
-            raise Through(self._refused[call.fingerprint]) from None
+            refused = f"{type(self.wrapped).__qualname__} {reason}"
+            self._refused.put(call.fingerprint, refused)
+            raise Through(refused) from None
         except Exception as error:  # alone or with others, the processor has the last word
             raise Through(f"{type(error).__name__} in processing") from error
-        self._counts["misses" if loaded else "hits"] += 1
         form = form_of(pixels, list(pixels.spec), call.tensors)
         source = seen.source
         recipe = Recipe(
@@ -298,7 +309,7 @@ class Engine:
             None if source is None else source.origin,
             tuple(call.kwargs.items()),
         )
-        return Part(pixels, form, recipe)
+        return Part(pixels, form, recipe), loaded
 
     def _holds(
         self, call: Call, answer: Any, process: Callable[..., Any], fetched: dict[int, Any]
@@ -308,12 +319,12 @@ class Engine:
         It was checked with one version of transformers. With another, the first batch of a
         kind is processed both ways, and the kind joins from then on if the bytes agree.
         """
-        if families.REVIEWED == _VERSION or call.fingerprint in self._proven:
+        if families.REVIEWED == _VERSION or self._held.get(call.fingerprint):
             return True
         images = [[_plainly(image, fetched) for image in sample] for sample in call.samples]
         plain = process(images if len(images) > 1 else images[0], **call.kwargs)
         held = same(answer, plain, call.tensors)
-        (self._proven if held else self._disproven).add(call.fingerprint)
+        self._held.put(call.fingerprint, held)
         return held
 
     def _count_through(self, reason: str) -> None:

@@ -69,8 +69,15 @@ class LazyImage(PIL.Image.Image):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> Any:
+        return _itself, (self.plain(),)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.plain().__reduce_ex__(protocol)
+        return self.__reduce__()
+
+
+def _itself(image: PIL.Image.Image) -> PIL.Image.Image:
+    return image
 
 
 class BrokenImage(PIL.Image.Image):
@@ -140,20 +147,24 @@ def defer(seen: Seen) -> Any:
     return LazyImage(seen) if seen.id.kind == "pil" else _lazy_tensor()(seen)
 
 
-def seen_behind(image: object) -> Seen | None:
-    """What an untouched lazy image stands for; None for any other image.
+def seen_behind(image: object) -> tuple[Seen | None, bool]:
+    """What a lazy image stands for (None for any other image), and whether it was looked at.
 
     Once its pixels are out, somebody may have written to them.
     """
     if isinstance(image, LazyImage):
-        return image._seen if image._im is None else None
-    if type(image).__name__ == "LazyTensor" and isinstance(image, _lazy_tensor()):
-        return image._seen if image._real is None else None
-    return None
+        return image._seen, image._im is not None
+    if _is_lazy_tensor(image):
+        return image._seen, image._real is not None  # type: ignore[attr-defined]
+    return None, True
 
 
 def resolve(image: Any) -> Any:
     """`image`, or the ordinary image that a lazy one stands for."""
-    if isinstance(image, LazyImage) or type(image).__name__ == "LazyTensor":
+    if isinstance(image, LazyImage) or _is_lazy_tensor(image):
         return image.plain()
     return image
+
+
+def _is_lazy_tensor(image: object) -> bool:
+    return type(image).__name__ == "LazyTensor" and isinstance(image, _lazy_tensor())

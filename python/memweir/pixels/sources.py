@@ -24,12 +24,16 @@ import PIL.ImageFile
 
 from memweir._core import Digest
 from memweir.identity import hash_array, hash_bytes, hash_file, hash_image
-from memweir.pixels.lazy import seen_behind
+from memweir.pixels.lazy import resolve, seen_behind
 
 # No system opens longer paths, and asking about a longer string copies it.
 _LONGEST_PATH = 32_768
 # A file changed this recently may change again without a visible difference in its times.
 _SETTLED_NS = 2_000_000_000
+# Modes whose arrays are uint8.
+_BYTE_MODES = frozenset(
+    ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
+)
 
 
 class Unidentified(Exception):
@@ -53,12 +57,22 @@ class PixelId:
     """Identity of an image as a processor takes it.
 
     `kind` is "pil", "array" or "tensor"; `layout` is (mode, size) of a PIL image and the
-    shape of the others.
+    shape of the others; `depth` the type of a pixel.
     """
 
     kind: str
     digest: Digest
     layout: tuple[Any, ...]
+    depth: str
+
+    @property
+    def mixes(self) -> tuple[int, str]:
+        """What images of one call must have in common to be processed independently.
+
+        torchvision stacks images of one shape, which would promote types, and only the first
+        image tells a batch of images from one.
+        """
+        return 3 if self.kind == "pil" else len(self.layout), self.depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +171,13 @@ class Sources:
             return self._encoded(item, known)
         if isinstance(item, os.PathLike):
             return self._file(os.fspath(item), known)
-        return seen_behind(item) or Seen(self, identify_pixels(item), None, item, False)
+        seen, touched = seen_behind(item)
+        if seen is not None and not touched:
+            return seen
+        image = resolve(item)
+        pixel_id = identify_pixels(image)
+        unchanged = seen is not None and seen.id == pixel_id
+        return Seen(self, pixel_id, seen.source if seen and unchanged else None, image, False)
 
     def _encoded(self, origin: str | bytes, known: bool) -> Seen | None:
         source = Source(origin, hash_bytes(origin))
@@ -215,17 +235,19 @@ def identify_pixels(image: Any) -> PixelId:
     if kind is np.ndarray:
         if image.ndim not in (2, 3) or image.dtype == object or min(image.strides) < 0:
             raise Unidentified(f"array of {image.dtype}, {image.ndim} dimensions")
-        return PixelId("array", hash_array(image), image.shape)
+        return PixelId("array", hash_array(image), image.shape, image.dtype.name)
     if isinstance(image, PIL.Image.Image) and kind.__module__.startswith(("PIL.", "memweir.")):
         try:
             image.load()
         except Exception as error:
             raise Unloadable(error) from error
-        return PixelId("pil", hash_image(image), (image.mode, image.size))
+        depth = "uint8" if image.mode in _BYTE_MODES else image.mode
+        return PixelId("pil", hash_image(image), (image.mode, image.size), depth)
     if kind.__module__ == "torch" and kind.__name__ == "Tensor":
         if image.ndim not in (2, 3) or image.device.type != "cpu" or image.requires_grad:
             raise Unidentified(f"tensor on {image.device}, {image.ndim} dimensions")
-        return PixelId("tensor", hash_array(image), tuple(image.shape))
+        depth = str(image.dtype).removeprefix("torch.")
+        return PixelId("tensor", hash_array(image), tuple(image.shape), depth)
     raise Unidentified(f"image of type {kind.__module__}.{kind.__qualname__}")
 
 
