@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -367,3 +368,27 @@ def test_another_process() -> None:
     assert digest == again == mw.hash_array(ARRAY).hex()
     assert "mw.resolvers()" in message
     assert child.stderr == b""
+
+
+FORK = """
+import os
+import numpy as np
+import memweir as mw
+cache = mw.PixelCache("16 MiB")
+array = np.arange(50_000)
+ref = mw.strip(array, cache).data
+mw.resolvers(lambda ref: None)
+child = os.fork()
+cache.clear()
+assert np.asarray(ref).tobytes() == array.tobytes()
+assert mw.strip(array + 1, cache).left == ()
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_forked_child_keeps_references_and_resolvers() -> None:
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", FORK]
+    child = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (child.returncode, child.stderr) == (0, b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -24,6 +24,10 @@ __all__ = ["Recompute", "Resolver", "materialize", "register", "resolvers"]
 
 Resolver = Callable[[PixelRef], "np.ndarray[Any, Any] | Tensor | Mapping[str, Any] | None"]
 """Gives the array of one image's reference, or all arrays of its entry by name, or ``None``."""
+
+
+CONTENT: Final = "array"
+"""The name of the only array in an entry whose key is that array's digest."""
 
 
 class Installed:
@@ -147,10 +151,6 @@ class _Restore:
             given = resolver(ref)
             if given is not None:
                 yield Loose(ref.descriptor, given)
-
-
-CONTENT = "array"
-"""The name of the only array in an entry whose key is that array's digest."""
 
 
 def _keys(ref: PixelRef) -> list[tuple[Digest, str]]:
