@@ -356,6 +356,15 @@ def test_a_full_cache_still_finds_what_it_holds() -> None:
     assert np.asarray(again.data).tobytes() == bytes(700_000)
 
 
+def test_a_digest_that_is_the_key_of_something_else_pins_nothing(cache: mw.PixelCache) -> None:
+    array = big()
+    for other in ({"result": big(1)}, big(1)[:10]):
+        cache.put(mw.hash_array(array), other)
+        s = mw.strip([array], cache)
+        assert s.data[0] is array
+        assert len(s.left) == 1
+
+
 def test_references_pin_what_has_no_recipe() -> None:
     cache = mw.PixelCache("1 MiB")
     array = np.arange(100_000, dtype=np.uint32)

@@ -145,10 +145,12 @@ class _Strip:
         if pixels is None:
             # Refused for want of room, though it may be there: its digest was not known before.
             pixels = next(held(digest), None)
-        if pixels is None:
+        spec = None if pixels is None else pixels.spec.get(CONTENT)
+        if spec is None or spec.shape != tuple(array.shape):
+            # No room, or somebody keeps something else under this very digest.
             return None
         label = name if name is not None and is_label(name) else CONTENT
-        layout = Layout(pixels.spec[CONTENT].dtype, array.itemsize, tuple(array.shape))
+        layout = Layout(spec.dtype, array.itemsize, spec.shape)
         return PixelRef(record(label, layout, digest, torch=is_tensor(array)), pixels)
 
     def _leave(self, value: Any, trail: Trail, why: str) -> object:
