@@ -41,7 +41,7 @@ def test_sizes_as_people_write_them(text: int | str, size: int) -> None:
      "5 %%", "1,5 GiB", "0x10", "٣ GiB", "9 EiB", str(1 << 63), -1, 1 << 63],
 )  # fmt: skip
 def test_what_is_no_size_is_a_value_error(text: int | str) -> None:
-    with pytest.raises(ValueError, match="size|unit"):
+    with pytest.raises(ValueError, match=r"size|unit"):
         parse_size(text)
 
 

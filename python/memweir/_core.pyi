@@ -114,7 +114,7 @@ class Pixels(Mapping[str, _Array]):
         """
 
     def digest(self, name: str) -> Digest:
-        """``hash_array(px[name])``, from private memory and off the GIL; computed anew each time."""
+        """``hash_array(px[name])``, off the GIL; computed anew each time."""
 
     def _layouts(self) -> dict[str, tuple[str, int, tuple[int, ...], int]]: ...
 

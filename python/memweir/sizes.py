@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 __all__ = ["format_size", "memory_limit", "parse_size"]
 
-_UNITS = {"": 1, "b": 1}
+_UNITS: dict[str, int] = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgtp", start=1):
-    _UNITS[f"{_letter}b"] = 1000**_power
-    _UNITS[f"{_letter}ib"] = 1024**_power
+    _UNITS[f"{_letter}b"] = pow(1000, _power)
+    _UNITS[f"{_letter}ib"] = 1 << 10 * _power
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*|%)\s*", re.ASCII)
 _HINT = 'give bytes as an int, or text such as "2 GiB", "500 MB" or "25%"'
@@ -40,8 +40,8 @@ def parse_size(size: int | str) -> int:
     number, unit = match.groups()
     # Exact in integers: 2**63 + 1 bytes and "1.1 TiB" must not pass through a float.
     whole, _, digits = number.partition(".")
-    scale = 10 ** len(digits)
-    value = int(whole + digits or "0")
+    scale: int = 10 ** len(digits)
+    value = int(whole + digits)
     if unit == "%":
         if value > 100 * scale:
             raise ValueError(f"a size cannot be more than all of the memory: {size!r}")

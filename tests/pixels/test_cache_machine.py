@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -63,12 +64,8 @@ class Forgetful(RuleBasedStateMachine):
             raise OSError(key)
 
         if key not in self.cache:
-            try:
+            with pytest.raises(OSError, match=key):
                 self.cache.get_or_load(key, load, nbytes=size)
-            except OSError as error:
-                assert error.args == (key,)
-            else:
-                raise AssertionError("the failure was swallowed")
             assert key not in self.cache
 
     @precondition(lambda self: self.held)

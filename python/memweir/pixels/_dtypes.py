@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Buffer
-
 __all__ = ["dtype_of", "typed"]
 
 
@@ -35,12 +33,12 @@ def dtype_of(token: str, itemsize: int) -> np.dtype[Any]:
     return np.dtype(f"u{itemsize}" if extra is None else extra)
 
 
-def typed(flat: Buffer, token: str, itemsize: int, shape: Sequence[int]) -> np.ndarray[Any, Any]:
-    """A read-only array over ``flat`` with the dtype and shape it was stored with."""
+def typed(flat: Any, token: str, itemsize: int, shape: Sequence[int]) -> np.ndarray[Any, Any]:
+    """A read-only array of this dtype and shape over the bytes of the buffer ``flat``."""
     dtype = dtype_of(token, itemsize)
     if 0 in shape or itemsize == 0:
         array = np.empty(tuple(shape), dtype)
         array.flags.writeable = False
         return array
-    array = np.frombuffer(flat, np.uint8).view(f"V{itemsize}").view(dtype)
-    return array.reshape(tuple(shape))
+    bits: np.ndarray[Any, Any] = np.frombuffer(flat, np.uint8).view(f"V{itemsize}")
+    return bits.view(dtype).reshape(tuple(shape))

@@ -6,17 +6,15 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from .. import _core
-from .._flight import Flights, current, is_async
-from ..sizes import format_size, parse_size
+from memweir import _core
+from memweir._flight import Flights, current, is_async
+from memweir.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Literal
 
-    import numpy as np
-
-    from .._core import Digest, Pixels
+    from memweir._core import Digest, Pixels
 
     Part: TypeAlias = Digest | bytes | str
     Key: TypeAlias = Part | tuple[Part, ...]
@@ -92,7 +90,7 @@ class PixelCache(_core.Cache):
         if compact not in ("auto", "off"):
             raise ValueError(f'compact is "auto" or "off", not {compact!r}')
         if budget is None:
-            from .. import settings
+            from memweir import settings
 
             budget = settings.current().cache_budget
         from .resolve import register
@@ -141,9 +139,11 @@ class PixelCache(_core.Cache):
         if is_async(load):
             import asyncio
 
+            coroutine: Callable[[], Any] = load
+
             async def lead() -> Pixels:
                 with _Room(self, nbytes) as room:
-                    arrays = await load()
+                    arrays = await coroutine()
                     return await asyncio.to_thread(room.serve, key, arrays)
 
             return await self._flights.arun(self._key(key), lead, check=lambda: self._peek(key))
