@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from memweir import _core
 from memweir._flight import Flights, current, is_async
+from memweir.pixels.live import register
 from memweir.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -93,8 +94,6 @@ class PixelCache(_core.Cache):
             from memweir import settings
 
             budget = settings.current().cache_budget
-        from .resolve import register
-
         self = super().__new__(cls, parse_size(budget))
         self.name = name
         self._flights = Flights()
