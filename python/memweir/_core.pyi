@@ -40,11 +40,15 @@ class Cache:
         """
 
     def put_array(self, array: Any) -> tuple[Digest, Pixels | None]:
-        """Stores an array under its own digest, copied and hashed in one pass.
+        """Stores an array by its content, copied and hashed in one pass.
 
         Returns ``hash_array(array)`` of the bytes that were stored and a handle on them; ``None``
-        when they did not fit. An array that is there already is not stored twice.
+        when they did not fit. An array that is there already is not stored twice. No key reaches
+        it but its digest, by :meth:`get_array`.
         """
+
+    def get_array(self, digest: Digest) -> Pixels | None:
+        """The array of this digest that :meth:`put_array` stored; neither a hit nor a miss."""
 
     def remove(self, key: _Key) -> bool:
         """Removes an entry; what is in use goes with its last user. Whether there was one."""

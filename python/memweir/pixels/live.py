@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from memweir._core import Digest, Pixels
     from memweir.pixels.cache import PixelCache
 
-__all__ = ["held", "live_caches", "register"]
+__all__ = ["held", "live_caches", "register", "stored"]
 
 # Changed by single operations on the dict only: no lock that a fork could catch.
 _caches: dict[int, weakref.ref[PixelCache]] = {}
@@ -38,5 +38,13 @@ def held(key: Digest) -> Iterator[Pixels]:
     """The entries of ``key`` in the live caches; asking for an absent one is not a miss."""
     for cache in live_caches():
         pixels = cache.get(key) if key in cache else None
+        if pixels is not None:
+            yield pixels
+
+
+def stored(digest: Digest) -> Iterator[Pixels]:
+    """The array of ``digest`` in every live cache that has it by its content."""
+    for cache in live_caches():
+        pixels = cache.get_array(digest)
         if pixels is not None:
             yield pixels

@@ -12,7 +12,7 @@ from memweir._core import Digest
 from memweir.errors import MissingPixels
 from memweir.pixels.found import Entry, Loose, blank_array, blank_tensor, describe
 from memweir.pixels.joiners import place, window
-from memweir.pixels.live import held, register
+from memweir.pixels.live import held, register, stored
 from memweir.pixels.recompute import Recompute
 from memweir.pixels.refs import ALONE, PixelRef
 from memweir.pixels.walk import Trail, rebuild
@@ -144,19 +144,15 @@ class _Restore:
     def _places(self, ref: PixelRef) -> Iterator[Entry | Loose]:
         if ref.pinned is not None:
             yield Entry(ref.descriptor, ref.pinned, CONTENT)
-        for key, name in _keys(ref):
-            for pixels in held(key):
-                yield Entry(ref.descriptor, pixels, name)
+        if ref.recipe is not None:
+            for pixels in held(ref.recipe.key):
+                yield Entry(ref.descriptor, pixels, ref.name)
+        for pixels in stored(ref.digest):
+            yield Entry(ref.descriptor, pixels, CONTENT)
         for resolver in self._resolvers:
             given = resolver(ref)
             if given is not None:
                 yield Loose(ref.descriptor, given)
-
-
-def _keys(ref: PixelRef) -> list[tuple[Digest, str]]:
-    recipe = ref.recipe
-    by_content = (ref.digest, CONTENT)
-    return [by_content] if recipe is None else [(recipe.key, ref.name), by_content]
 
 
 def _padded(ref: PixelRef) -> bool:

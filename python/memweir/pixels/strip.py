@@ -14,7 +14,7 @@ import numpy as np
 
 from memweir._core import Digest
 from memweir.errors import UnsupportedType
-from memweir.pixels.live import held
+from memweir.pixels.live import stored
 from memweir.pixels.provenance import is_tensor, reference_by_recipe
 from memweir.pixels.records import Layout, SourcePolicy, record
 from memweir.pixels.refs import PixelRef
@@ -144,11 +144,10 @@ class _Strip:
         digest, pixels = self._cache.put_array(array)
         if pixels is None:
             # Refused for want of room, though it may be there: its digest was not known before.
-            pixels = next(held(digest), None)
-        spec = None if pixels is None else pixels.spec.get(CONTENT)
-        if spec is None or spec.shape != tuple(array.shape):
-            # No room, or somebody keeps something else under this very digest.
+            pixels = next(stored(digest), None)
+        if pixels is None:
             return None
+        spec = pixels.spec[CONTENT]
         label = name if name is not None and is_label(name) else CONTENT
         layout = Layout(spec.dtype, array.itemsize, spec.shape)
         return PixelRef(record(label, layout, digest, torch=is_tensor(array)), pixels)

@@ -148,7 +148,7 @@ impl PyCache {
             };
             writer.fill(|_, out| hasher.copy(source, &mut out[..layout.nbytes()]));
             let digest = digest::array(Algorithm::Blake3, layout, &hasher.finish());
-            let key = Key::digest(digest.as_bytes());
+            let key = Key::content(digest.as_bytes());
             Ok((digest, writer.publish_pinned(key, Existing::Keep, None)))
         };
         let stored = if layout.nbytes() > BULK { py.detach(store) } else { store() };
@@ -158,6 +158,10 @@ impl PyCache {
 
     fn remove(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
         Ok(self.cache.remove(&key_of(key)?))
+    }
+
+    fn get_array(&self, digest: &PyDigest) -> Option<PyPixels> {
+        self.cache.peek(&Key::content(digest.as_bytes())).map(PyPixels::new)
     }
 
     fn _reserve(&self, py: Python<'_>, nbytes: usize) -> PyResult<Option<PyReservation>> {

@@ -15,7 +15,7 @@ mod os;
 mod runs;
 
 use crate::error::Result;
-pub use os::{page, whole_pages};
+pub use os::page;
 use runs::Runs;
 use std::ptr::NonNull;
 
@@ -263,6 +263,14 @@ impl Arena {
     /// The longest block that is a run; longer ones are maps.
     pub fn run_max(&self) -> usize {
         self.run_max
+    }
+
+    /// Bytes of the block that holds `bytes`: whole pages, and whole huge pages where that adds
+    /// less than a thirty-second. The tail of a map costs a fault for each of its small pages.
+    pub fn block_len(&self, bytes: usize) -> Option<usize> {
+        let len = bytes.checked_next_multiple_of(page())?;
+        let huge = len.checked_next_multiple_of(os::HUGE).filter(|&huge| huge - len <= len / 32);
+        if len > self.run_max { huge.or(Some(len)) } else { Some(len) }
     }
 
     /// A run of `len` bytes (a page multiple up to [`run_max`](Self::run_max)) of untouched pages.

@@ -163,8 +163,3 @@ mod imp {
 }
 
 pub use imp::*;
-
-/// Bytes of whole pages that hold `bytes`.
-pub fn whole_pages(bytes: usize) -> Option<usize> {
-    bytes.checked_next_multiple_of(page())
-}

@@ -3,9 +3,11 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
-const INLINE: usize = 64;
+/// A UUID's text fits, and the key fits into forty bytes beside what else a hit reads.
+const INLINE: usize = 38;
 
-/// A digest, text, bytes, or a tuple of those. Keys of different kinds never compare equal.
+/// A digest, text, bytes, a tuple of those, or the content itself. Keys of different kinds never
+/// compare equal.
 ///
 /// Short keys are kept as they are; long ones and tuples by the BLAKE3 hash of a frame in which
 /// every part stands with its kind and length, so that no two of them share one.
@@ -22,6 +24,7 @@ enum Kind {
     Text,
     Bytes,
     Digest,
+    Content,
     LongText,
     LongBytes,
     Tuple,
@@ -42,6 +45,12 @@ impl Key {
     /// A digest as a key.
     pub fn digest(bytes: &[u8; 32]) -> Self {
         Self::inline(Kind::Digest, bytes)
+    }
+
+    /// The key of the array that has this digest: nobody's choice, so that its entry can only hold
+    /// that array.
+    pub fn content(digest: &[u8; 32]) -> Self {
+        Self::inline(Kind::Content, digest)
     }
 
     /// Anything but a tuple as a key.
@@ -109,8 +118,9 @@ mod tests {
     #[test]
     fn different_keys_differ() {
         let d = [7; 32];
-        let texts = ["", "a", "a\0", &"x".repeat(64), &"x".repeat(65), &"x".repeat(500)];
-        let mut keys = vec![Key::digest(&d), Key::single(Part::Bytes(&d))];
+        let texts =
+            ["", "a", "a\0", &"x".repeat(INLINE), &"x".repeat(INLINE + 1), &"x".repeat(500)];
+        let mut keys = vec![Key::digest(&d), Key::content(&d), Key::single(Part::Bytes(&d))];
         for text in texts {
             keys.push(Key::single(Part::Text(text)));
             keys.push(Key::single(Part::Bytes(text.as_bytes())));
@@ -123,7 +133,8 @@ mod tests {
         }
         keys.push(Key::tuple([].into_iter()));
         keys.push(Key::tuple([Part::Digest(&d)].into_iter()));
-        keys.push(Key::single(Part::Bytes(blake3::hash("x".repeat(65).as_bytes()).as_bytes())));
+        let hash = blake3::hash("x".repeat(INLINE + 1).as_bytes());
+        keys.push(Key::single(Part::Bytes(hash.as_bytes())));
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b && a.to_bytes() != b.to_bytes()), "{i}");
         }

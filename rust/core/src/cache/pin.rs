@@ -1,7 +1,7 @@
 //! An entry in use.
 
 use super::Cache;
-use crate::arena::{Block, Loan, page, whole_pages};
+use crate::arena::{Block, Loan, page};
 use crate::error::{Error, Result};
 use crate::lru::Id;
 use crate::pixels::Spec;
@@ -30,8 +30,8 @@ impl Cache {
     /// [`Error::OutOfMemory`] when the system refuses.
     pub fn loose(self: &Arc<Self>, spec: Spec, fill: impl FnOnce(&Spec, &mut [u8])) -> Result<Pin> {
         let span = spec.span();
-        let len = whole_pages(span.max(1)).ok_or(Error::OutOfMemory { bytes: span, errno: 0 })?;
-        let mut block = Block::map(len.max(page()))?;
+        let len = span.max(1).checked_next_multiple_of(page());
+        let mut block = Block::map(len.ok_or(Error::OutOfMemory { bytes: span, errno: 0 })?)?;
         if let Some(mut loan) = block.lend_mut() {
             fill(&spec, loan.bytes());
             block.settle_mut(loan);

@@ -1,7 +1,7 @@
 //! Making room: who goes, and how its bytes become the newcomer's without ever counting twice.
 
 use super::{Cache, Entry, Gone, Key, Phase, State};
-use crate::arena::{Block, Hole, LoanMut, whole_pages};
+use crate::arena::{Block, Hole, LoanMut};
 use crate::error::Result;
 use crate::lru::Id;
 use crate::pixels::Spec;
@@ -37,7 +37,8 @@ impl Cache {
             state.refused += 1;
             return Ok(None);
         };
-        let Some((len, need)) = whole_pages(bytes).map(|len| (len, len.saturating_add(meta)))
+        let Some((len, need)) =
+            state.arena.block_len(bytes).map(|len| (len, len.saturating_add(meta)))
         else {
             self.give_up(state, id);
             return Ok(None);

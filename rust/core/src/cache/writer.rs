@@ -2,7 +2,7 @@
 
 use super::room::Admitted;
 use super::{Cache, Entry, Gone, Key, Phase, Pin, State};
-use crate::arena::{LoanMut, whole_pages};
+use crate::arena::LoanMut;
 use crate::error::Result;
 use crate::lru::Id;
 use crate::pixels::Spec;
@@ -71,8 +71,7 @@ impl Reservation {
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`] when the system refuses.
     pub fn begin(self, spec: Spec) -> Result<Option<Writer>> {
-        let fits = whole_pages(spec.span()) == whole_pages(self.bytes);
-        if fits && spec.footprint() <= META_GUESS && self.is_current() {
+        if spec.footprint() <= META_GUESS && self.is_for(spec.span()) {
             return Ok(self.open(spec));
         }
         let cache = self.cache.clone();
@@ -80,9 +79,11 @@ impl Reservation {
         cache.begin(spec)
     }
 
-    /// Whether this process made the reservation: a fork's child has none.
-    fn is_current(&self) -> bool {
-        self.cache.lock().forks == self.forks
+    /// Whether the block is the one that `bytes` want, and this process's: a fork's child has none.
+    fn is_for(&self, bytes: usize) -> bool {
+        let state = self.cache.lock();
+        let same = state.arena.block_len(bytes) == state.arena.block_len(self.bytes);
+        same && state.forks == self.forks
     }
 
     fn open(self, spec: Spec) -> Option<Writer> {
