@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from memweir._core import Digest
 from memweir.errors import MissingPixels
 from memweir.pixels.found import Entry, Loose, blank_array, blank_tensor, describe
 from memweir.pixels.joiners import place, window
