@@ -186,11 +186,20 @@ def page(rows: list[Row]) -> str:
         f"Of {succeeded} calls that succeed, {served} ({served / succeeded:.0%}) are served from "
         "the cache the second time. The others go to the wrapped processor.",
         "",
-        "*concat*: joined along axis 0. *pad*: the same, padded with zeros to the largest image "
-        "of the batch. *nest*: the images of one sample along axis 1. *alone*: calls with one "
-        "image are served, since in a batch other images show in an image's result, or because "
-        "no join is known. Parts of a *concat* family that differ in shape (some of these "
-        "families pad or refuse such a batch) go through.",
+        "*concat*: joined along axis 0; images whose results differ in shape go through, since "
+        "some of these families pad such a batch in their own way, and others refuse it. *pad*: "
+        "the same, with zeros up to the largest image of the batch. *nest*: the images of one "
+        "sample along axis 1. *alone*: only calls with one image are served, since the others of "
+        "a batch show in an image's result, or no join is known. *–*: never served.",
+        "",
+        "Through, whatever the class: `device=` other than the CPU, further positional arguments, "
+        "arguments that are not settings of the processor (annotations, boxes, prompts), lists "
+        "that may hold one item per image, values or attributes that cannot be compared, "
+        "training-time randomness, images whose pixels differ in type, batches given as one "
+        "array, arrays with negative strides, tensors with gradients, subclasses of images, and "
+        "classes outside transformers that were given no `fingerprint=`. With another minor "
+        f"version of transformers than {families.REVIEWED}, a class joins after its first batch "
+        "was processed both ways and agreed bit for bit.",
         "",
         "| class | back end | joins | served | raise | goes through |",
         "|---|---|---|---|---|---|",

@@ -296,6 +296,11 @@ def test_parts_that_do_not_join_go_through() -> None:
     assert proc.stats().through == {"the parts differ in shape": 3}
     # A and B alone are hits: they were kept when the first join was tried.
     assert (proc.stats().hits, proc.stats().misses) == (2, 0)
+    # Images of one size join all the same, and are kept.
+    batch = [C, C.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)]
+    for _ in range(2):
+        assert_same(attempt(plain, batch), attempt(proc, batch))
+    assert (proc.stats().hits, proc.stats().misses) == (4, 2)
 
 
 def test_padding_is_left_to_the_processor_when_it_is_off() -> None:
@@ -306,6 +311,15 @@ def test_padding_is_left_to_the_processor_when_it_is_off() -> None:
             expected = attempt(plain, [A, B], return_tensors=tensors, **kwargs)
             for _ in range(2):
                 assert_same(expected, attempt(proc, [A, B], return_tensors=tensors, **kwargs))
+
+
+def test_channels_are_never_padded() -> None:
+    images = [A, A.convert("L").resize((50, 70))]
+    for kind in (DetrImageProcessorPil, Idefics3ImageProcessorPil):
+        plain, proc = kind(), cached(kind())
+        for tensors in (None, "np"):
+            kwargs = {"do_normalize": False, "do_convert_rgb": False, "return_tensors": tensors}
+            assert_same(attempt(plain, images, **kwargs), attempt(proc, images, **kwargs))
 
 
 @pytest.mark.parametrize("budget", ["0", "64 KiB"])

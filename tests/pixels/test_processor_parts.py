@@ -36,8 +36,8 @@ def test_concat_is_numpy_s(rows: list[int], tail: tuple[int, int]) -> None:
     assert joined.flags.owndata
 
 
-@given(st.lists(st.tuples(lengths, lengths, lengths), min_size=1, max_size=4))
-def test_pad_keeps_every_part_and_puts_zeros_around(shapes: list[tuple[int, int, int]]) -> None:
+@given(st.lists(st.tuples(lengths, st.just(3), lengths, lengths), min_size=1, max_size=4))
+def test_pad_keeps_every_part_and_puts_zeros_around(shapes: list[tuple[int, ...]]) -> None:
     parts = [np.full(shape, i + 1) for i, shape in enumerate(shapes)]
     joined = join("pad", [{"x": part} for part in parts])["x"]
     _, offsets = place("pad", shapes)
@@ -61,6 +61,9 @@ def test_nest_appends_images_to_a_sample() -> None:
         ("concat", [(1, 2), (1, 2, 1)]),
         ("concat", [(), ()]),
         ("alone", [(1,), (1,)]),
+        ("pad", [(1, 3, 8, 8), (1, 4, 8, 8)]),
+        ("pad", [(1, 2), (1, 2, 1)]),
+        ("nest", [(1, 2, 3, 8, 8), (1, 2, 1, 8, 8)]),
         ("nest", [(2, 1), (2, 1)]),
         ("nest", [(1,), (1,)]),
     ],

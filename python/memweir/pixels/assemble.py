@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memweir.pixels.forms import Form, Leaf, leaves
-from memweir.pixels.joiners import Unjoinable, axis_of, place, window
+from memweir.pixels.joiners import Unjoinable, axis_of, largest, place, window
 from memweir.pixels.recipe import Join, Recipe, remember
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class Block:
 def assemble(
     how: str, samples: Sequence[Sequence[Part]], *, pads: bool, uneven: bool = False
 ) -> Any:
-    """The `BatchFeature` of a call whose images have the entries `samples`.
+    """The ``BatchFeature`` of a call whose images have the entries ``samples``.
 
-    `samples` holds one sequence for a flat list of images, and for a nested list given to a
-    "nest" family one per sample. With `pads` false nothing may be filled with zeros; with
-    `uneven` true, arrays in a list may differ in shape. Raises `Unjoinable` where only the
+    ``samples`` holds one sequence for a flat list of images, and for a nested list given to a
+    "nest" family one per sample. With ``pads`` false nothing may be filled with zeros; with
+    ``uneven`` true, arrays in a list may differ in shape. Raises ``Unjoinable`` where only the
     processor knows the answer.
     """
     form = samples[0][0].form
@@ -97,13 +97,12 @@ def _listed(how: str, uneven: bool, lists: Sequence[tuple[Part, list[Any]]]) -> 
     shapes = {part.shape(leaf) for part, leaf in found}
     if len(shapes) <= 1 or uneven:
         return [_alone(part, item) for part, item in items]
-    ranks = {len(shape) for shape in shapes}
-    if how == "concat" or len(ranks) != 1 or not all(isinstance(item, Leaf) for _, item in items):
+    if how == "concat" or not all(isinstance(item, Leaf) for _, item in items):
         raise Unjoinable("the parts differ in shape")
-    largest = tuple([max(lengths) for lengths in zip(*shapes, strict=True)])
-    origin = (0,) * len(largest)
+    shape = largest(shapes, None)
+    origin = (0,) * len(shape)
     return [
-        Block("pad", leaf, part.pixels.spec[leaf.name].dtype, largest, ((part, leaf, origin),))
+        Block("pad", leaf, part.pixels.spec[leaf.name].dtype, shape, ((part, leaf, origin),))
         for part, leaf in items
     ]
 
@@ -137,15 +136,15 @@ def _stack(samples: Sequence[Any]) -> Any:
     if not all(isinstance(sample, Block) for sample in samples):
         raise Unjoinable("neither arrays nor lists")
     first = samples[0]
-    if any(s.dtype != first.dtype or len(s.shape) != len(first.shape) for s in samples):
+    if any(sample.dtype != first.dtype for sample in samples):
         raise Unjoinable("the samples differ in type")
-    largest = [max(lengths) for lengths in zip(*[s.shape for s in samples], strict=True)]
+    shape = largest([sample.shape for sample in samples], 1)
     pieces = tuple(
         (part, leaf, (row, *offset[1:]))
         for row, sample in enumerate(samples)
         for part, leaf, offset in sample.pieces
     )
-    return Block("samples", first.leaf, first.dtype, (len(samples), *largest[1:]), pieces)
+    return Block("samples", first.leaf, first.dtype, (len(samples), *shape[1:]), pieces)
 
 
 def _blocks(value: Any) -> list[Block]:

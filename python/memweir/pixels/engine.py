@@ -57,7 +57,7 @@ class Through(Exception):
 class ProcessorStats:
     """Counters since the processor was wrapped.
 
-    `images == hits + misses` are those of the calls that were served, `through` the calls that
+    ``images == hits + misses`` are those of the calls that were served, ``through`` the calls that
     went to the wrapped processor, by reason. Counting takes no lock: on a free-threaded
     interpreter the numbers are approximate.
     """
@@ -125,7 +125,7 @@ class Engine:
         return ProcessorStats(n["calls"], n["images"], n["hits"], n["misses"], through)
 
     def run(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The answer to `wrapped.method(*args, **kwargs)`."""
+        """The answer to ``wrapped.method(*args, **kwargs)``."""
         self._counts["calls"] += 1
         process = getattr(self.wrapped, method)
         fetched: dict[int, Any] = {}
@@ -141,7 +141,7 @@ class Engine:
         return process(*args, **kwargs)
 
     def lookup(self, images: Any, kwargs: Mapping[str, Any]) -> list[Pixels | None]:
-        """The entries of `images` as far as they are known and cached; decodes nothing."""
+        """The entries of ``images`` as far as they are known and cached; decodes nothing."""
         try:
             call = self._understand((images,), kwargs)
         except Through:
@@ -156,7 +156,7 @@ class Engine:
         return found
 
     def fetch(self, images: Any) -> Any:
-        """`wrapped.fetch_images(images)`, opening only sources that are not known yet."""
+        """``wrapped.fetch_images(images)``, opening only sources that are not known yet."""
         if isinstance(images, (list, tuple)):
             return [self.fetch(image) for image in images]
         if not isinstance(images, (str, bytes)) and not hasattr(images, "__fspath__"):
@@ -169,7 +169,7 @@ class Engine:
         return seen.image() if seen.id.kind == "array" else defer(seen)
 
     def _understand(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """The call in known terms. Raises `Through`."""
+        """The call in known terms. Raises ``Through``."""
         kind = type(self.wrapped).__qualname__
         if self._how is None and self._family is None:
             raise Through(f"{kind} is not of transformers and was given no fingerprint")
@@ -187,7 +187,8 @@ class Engine:
         device = self._effective("device", given)
         if device is not None and not str(device).startswith("cpu"):
             raise Through("device")
-        if self._effective(families.RANDOM.get(self._family or ""), given):
+        random = families.RANDOM.get(self._family or "")
+        if random is not None and self._effective(random, given):
             raise Through("randomness")
         try:
             fingerprint = self._fingerprinter.digest(given)
@@ -223,19 +224,21 @@ class Engine:
         except ValueError:
             raise Through("argument return_tensors") from None
 
-    def _effective(self, name: str | None, given: Mapping[str, Any]) -> Any:
+    def _effective(self, name: str, given: Mapping[str, Any]) -> Any:
         """What the processor takes for a setting: the argument, or else its own attribute."""
-        if name is None or name in given:
-            return given.get(name or "")
-        return getattr(self.wrapped, name, None)
+        return given[name] if name in given else getattr(self.wrapped, name, None)
 
     def _serve(self, call: Call, process: Callable[..., Any], fetched: dict[int, Any]) -> Any:
-        """The answer from entries, made where they are missing. Raises `Through`."""
+        """The answer from entries, made where they are missing. Raises ``Through``."""
         seen = [self._see(image, fetched) for image in call.images]
         if len({one.id.mixes for one in seen}) > 1:
             raise Through("images of several types")
         keys = [call.key(one) for one in seen]
-        if self._ragged.get(call.fingerprint) and not all(key in self.cache for key in keys):
+        if (
+            self._ragged.get(call.fingerprint)
+            and len({one.id.layout for one in seen}) > 1
+            and not all(key in self.cache for key in keys)
+        ):  # it would be processed twice, most likely
             raise Through("the parts differ in shape")
         parts: dict[Digest, Part] = {}
         misses = 0
@@ -344,7 +347,7 @@ def _samples(images: Any) -> tuple[list[list[Any]], bool]:
 
 
 def _plainly(images: Any, fetched: Mapping[int, Any]) -> Any:
-    """`images` in terms that the wrapped processor understands."""
+    """``images`` in terms that the wrapped processor understands."""
     if isinstance(images, (list, tuple)):
         return type(images)([_plainly(image, fetched) for image in images])
     if id(images) in fetched:

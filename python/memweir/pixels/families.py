@@ -2,7 +2,7 @@
 
 Shapes must never decide this: Molmo2 and the PPOCR recognisers give arrays that fit together
 and hold other numbers than the batch does. A family is here because its code was read and
-its classes, both back ends, were run against their own batches (`benches/processors.py`).
+its classes, both back ends, were run against their own batches (``benches/processors.py``).
 Its name is the class name without "Pil" and "ImageProcessor".
 """
 
@@ -55,7 +55,7 @@ ONE_EACH = frozenset({"Fuyu", "LlavaOnevision"})
 # Those that nest and fill the samples of fewer images with zeros, masks included.
 FILLED_SAMPLES = frozenset({"Idefics2", "Idefics3", "SmolVLM"})
 # Those whose lists of arrays are meant to be uneven: they never pad one image for another's
-# sake unless told to by `do_pad`.
+# sake unless told to by ``do_pad``.
 UNEVEN = frozenset(
     {"Eomt", "GLPN", "Llama4", "PPOCRV5ServerDet", "PerceptionLM", "TextNet", "UVDoc"}
 )
@@ -71,6 +71,6 @@ def family(kind: type) -> str | None:
 
 
 def how(kind: type) -> str | None:
-    """How results of `kind` join: a name of `memweir.pixels.joiners`, None if unknown."""
+    """How results of ``kind`` join: a name of ``memweir.pixels.joiners``, None if unknown."""
     name = family(kind)
     return None if name is None else _HOW.get(name)

@@ -1,6 +1,6 @@
 """What a processor's answer depends on besides the image, as one digest.
 
-`to_dict()` will not do: it is equal across back ends whose outputs differ. What counts is the
+``to_dict()`` will not do: it is equal across back ends whose outputs differ. What counts is the
 class, every instance attribute, the call's keyword arguments and the libraries beneath.
 """
 
@@ -40,10 +40,10 @@ class Unfingerprintable(Exception):
 
 
 def freeze(value: object, where: str) -> Hashable:
-    """`value` as nested tuples that are equal only where the processor would act alike.
+    """``value`` as nested tuples that are equal only where the processor would act alike.
 
     Types count (1, 1.0 and True differ); enums of plain values count as those values, a
-    `SizeDict` as the dict it stands for. Raises `Unfingerprintable` naming `where`.
+    ``SizeDict`` as the dict it stands for. Raises ``Unfingerprintable`` naming ``where``.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -80,7 +80,7 @@ def libraries() -> tuple[tuple[str, str], ...]:
 class Fingerprinter:
     """Fingerprints of one wrapped processor, taken anew on each call since users mutate it.
 
-    `given` stands for what cannot be read off a processor whose code is not part of
+    ``given`` stands for what cannot be read off a processor whose code is not part of
     transformers: with it, attributes that cannot be compared are left out instead of refused.
     """
 
@@ -95,7 +95,7 @@ class Fingerprinter:
         self._digests: dict[Hashable, Digest] = {}
 
     def digest(self, kwargs: Mapping[str, object]) -> Digest:
-        """The fingerprint of a call with `kwargs`. Raises `Unfingerprintable`."""
+        """The fingerprint of a call with ``kwargs``. Raises ``Unfingerprintable``."""
         frozen = (
             self._attributes(),
             tuple([(name, freeze(kwargs[name], f"argument {name}")) for name in sorted(kwargs)]),

@@ -1,6 +1,6 @@
 """A processor's answer as named arrays and back: what is an array, a list, a plain value.
 
-With `return_tensors="np"` or `"pt"` an answer is mostly a mapping of arrays, and its entry in
+With ``return_tensors="np"`` or ``"pt"`` an answer is mostly a mapping of arrays, and its entry in
 the cache holds just those. Anything else (lists of arrays, image sizes as tuples, row counts)
 is written down as a form, JSON in a small array beside them.
 """
@@ -46,15 +46,15 @@ class Form:
         return replace(self, values=values)
 
     def fill(self, values: dict[str, Any]) -> Any:
-        """The answer itself, a `BatchFeature` of the processor's own kind."""
+        """The answer itself, a ``BatchFeature`` of the processor's own kind."""
         skip = None if self.skip is None else list(self.skip)
         return _KINDS[self.batch](data=values, skip_tensor_conversion=skip)
 
 
 def take_apart(answer: object, tensors: str | None) -> dict[str, Any]:
-    """The arrays of `answer` by name, with its form where `tensors` does not imply it.
+    """The arrays of ``answer`` by name, with its form where ``tensors`` does not imply it.
 
-    `tensors` is the call's `return_tensors`. Raises `Unrepresentable`.
+    ``tensors`` is the call's ``return_tensors``. Raises ``Unrepresentable``.
     """
     batch = next((name for name, kind in _KINDS.items() if type(answer) is kind), None)
     if batch is None:
@@ -76,7 +76,7 @@ def take_apart(answer: object, tensors: str | None) -> dict[str, Any]:
 
 
 def form_of(entry: Mapping[str, Any], names: list[str], tensors: str | None) -> Form:
-    """The form of an entry whose arrays are called `names`."""
+    """The form of an entry whose arrays are called ``names``."""
     if FORM not in names:
         return _implied(names, tensors)
     text = json.loads(entry[FORM].tobytes())
@@ -94,7 +94,7 @@ def same(one: object, other: object, tensors: str | None) -> bool:
 
 
 def leaves(value: object) -> Iterator[Leaf]:
-    """The leaves below `value`, in order."""
+    """The leaves below ``value``, in order."""
     if isinstance(value, Leaf):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -107,7 +107,7 @@ def _implied(names: Mapping[str, Any] | list[str], tensors: str | None) -> Form:
 
 
 def _take_value(key: str, value: object, arrays: dict[str, Any]) -> Any:
-    """`value` with its arrays moved to `arrays`, called `key`, or numbered when several."""
+    """``value`` with its arrays moved to ``arrays``, called ``key``, or numbered when several."""
     several = sum(1 for _ in _arrays_in(value)) > 1
     count = 0
 
@@ -155,7 +155,7 @@ def _bytes() -> Any:
 
 
 def _is_size(kind: type[Any]) -> bool:
-    """Whether this is `torch.Size`, a tuple of int."""
+    """Whether this is ``torch.Size``, a tuple of int."""
     return kind.__module__ == "torch" and kind.__name__ == "Size"
 
 

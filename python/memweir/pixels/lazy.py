@@ -1,7 +1,7 @@
 """Images that know where they came from and are decoded only when someone looks at them.
 
 A full multimodal processor fetches its images before it calls the image processor. What
-`CachedProcessor.fetch_images` hands it for a known source is one of these: type, size and
+``CachedProcessor.fetch_images`` hands it for a known source is one of these: type, size and
 mode are right, and the first touch of the pixels opens the source like any fetch would.
 """
 
@@ -160,7 +160,7 @@ def seen_behind(image: object) -> tuple[Seen | None, bool]:
 
 
 def resolve(image: Any) -> Any:
-    """`image`, or the ordinary image that a lazy one stands for."""
+    """``image``, or the ordinary image that a lazy one stands for."""
     if isinstance(image, LazyImage) or _is_lazy_tensor(image):
         return image.plain()
     return image

@@ -1,4 +1,4 @@
-"""`CachedProcessor`: a Hugging Face image processor that processes each image once."""
+"""``CachedProcessor``: a Hugging Face image processor that processes each image once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MEMO = 32_768  # sources, about 0.5 KiB each
 
 
 class CachedProcessor(ImageProcessingMixin):
-    """An image processor whose single-image results live in a `PixelCache`.
+    """An image processor whose single-image results live in a ``PixelCache``.
 
-    Called like `image_processor`, it gives the same `BatchFeature`, bit for bit and in type,
+    Called like ``image_processor``, it gives the same ``BatchFeature``, bit for bit and in type,
     with arrays that are the caller's own. Attributes are read from and written to the wrapped
     processor, and it takes the wrapped processor's place in a multimodal one::
 
         processor.image_processor = CachedProcessor(processor.image_processor, cache)
 
-    Besides what the wrapped processor takes, images may be bytes, paths and `file://` URIs.
-    Calls that cannot be served exactly go to the wrapped processor; `stats().through` counts
+    Besides what the wrapped processor takes, images may be bytes, paths and ``file://`` URIs.
+    Calls that cannot be served exactly go to the wrapped processor; ``stats().through`` counts
     them by reason, and each reason is logged once. An error is always the processor's own.
 
     Args:
@@ -66,7 +66,7 @@ class CachedProcessor(ImageProcessingMixin):
         return self._engine.run("__call__", args, kwargs)
 
     def preprocess(self, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped processor's `preprocess`, cached like a call."""
+        """The wrapped processor's ``preprocess``, cached like a call."""
         return self._engine.run("preprocess", args, kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -77,7 +77,7 @@ class CachedProcessor(ImageProcessingMixin):
         return self._engine.fetch(image_url_or_urls)
 
     def lookup(self, images: Any, **kwargs: Any) -> list[Pixels | None]:
-        """The cached results of `images` under these arguments, None where there is none.
+        """The cached results of ``images`` under these arguments, None where there is none.
 
         Identity and look-up only: nothing is decoded, fetched or processed.
         """

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Recipe:
     """How one image's cache entry came to be.
 
-    `key` is the cache key, `fingerprint` names the processor and the call's keyword
-    arguments, `image` the pixels. `source` is the digest of the encoded source and `origin`
-    the source itself (URI, path or bytes), both None where pixels were passed. `kwargs` are
+    ``key`` is the cache key, ``fingerprint`` names the processor and the call's keyword
+    arguments, ``image`` the pixels. ``source`` is the digest of the encoded source and ``origin``
+    the source itself (URI, path or bytes), both None where pixels were passed. ``kwargs`` are
     the call's keyword arguments as plain data.
     """
 
@@ -30,10 +30,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """What a returned array is made of: the array `name` of each part's entry, joined `how`.
+    """What a returned array is made of: the array ``name`` of each part's entry, joined ``how``.
 
-    `how` is a name that `memweir.pixels.joiners.join` knows. `rows[i]` is the length of part
-    `i` along the axis that was joined.
+    ``how`` is a name that ``memweir.pixels.joiners.join`` knows. ``rows[i]`` is the length of part
+    ``i`` along the axis that was joined.
     """
 
     how: str
@@ -47,7 +47,7 @@ _joins: dict[int, tuple[weakref.ref[object], Join]] = {}
 
 
 def remember(array: object, join: Join) -> None:
-    """Note what `array` (ndarray or torch tensor) is made of, for as long as it lives.
+    """Note what ``array`` (ndarray or torch tensor) is made of, for as long as it lives.
 
     Nothing trusts the note: arrays are written in place, so whoever uses it checks the bytes.
     """
@@ -62,6 +62,6 @@ def remember(array: object, join: Join) -> None:
 
 
 def recall(array: object) -> Join | None:
-    """What `array` was made of, or None."""
+    """What ``array`` was made of, or None."""
     entry = _joins.get(id(array))
     return entry[1] if entry is not None and entry[0]() is array else None

@@ -2,7 +2,7 @@
 
 Encoded sources (data URIs, base64, bytes, files) are identified by the digest of what is
 encoded; a bounded memo maps that to the identity of the pixels. Only the wrapped processor's
-own `fetch_images` ever decodes one: other decoders shift pixels.
+own ``fetch_images`` ever decodes one: other decoders shift pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Unidentified(Exception):
 
 
 class Unloadable(Exception):
-    """A PIL image whose pixels do not load, for the reason given as `error`."""
+    """A PIL image whose pixels do not load, for the reason given as ``error``."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(f"{type(error).__name__} in loading")
@@ -56,8 +56,8 @@ class SourceChanged(Exception):
 class PixelId:
     """Identity of an image as a processor takes it.
 
-    `kind` is "pil", "array" or "tensor"; `layout` is (mode, size) of a PIL image and the
-    shape of the others; `depth` the type of a pixel.
+    ``kind`` is "pil", "array" or "tensor"; ``layout`` is (mode, size) of a PIL image and the
+    shape of the others; ``depth`` the type of a pixel.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class PixelId:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An encoded image: the caller's own object, its digest and what `fetch_images` takes."""
+    """An encoded image: the caller's own object, its digest and what ``fetch_images`` takes."""
 
     origin: str | bytes
     digest: Digest | None
@@ -117,7 +117,7 @@ class Seen:
 class Memo:
     """A least-recently-used map of fixed-size values, bounded by count.
 
-    Single steps of `OrderedDict` only, each atomic: there is no lock that a fork could break.
+    Single steps of ``OrderedDict`` only, each atomic: there is no lock that a fork could break.
     """
 
     __slots__ = ("_entries", "_limit")
@@ -146,7 +146,7 @@ class Memo:
 
 
 class Sources:
-    """Identifies the inputs of one processor. `fetch` is its own `fetch_images`."""
+    """Identifies the inputs of one processor. ``fetch`` is its own ``fetch_images``."""
 
     def __init__(self, fetch: Callable[[str], Any], limit: int) -> None:
         self.fetch = fetch
@@ -154,9 +154,9 @@ class Sources:
         self._files = Memo(limit)  # path digest -> (signature, content digest)
 
     def see(self, item: object, *, known: bool = False) -> Seen | None:
-        """Identify `item`, decoding it if need be; with `known=True` rather return None.
+        """Identify ``item``, decoding it if need be; with ``known=True`` rather return None.
 
-        Raises `Unidentified` for what only the processor can judge, and whatever reading or
+        Raises ``Unidentified`` for what only the processor can judge, and whatever reading or
         decoding the item raises.
         """
         if isinstance(item, str):
@@ -216,7 +216,7 @@ class Sources:
 
 
 def path_of(text: str) -> str | None:
-    """The path that `text` means, as the processor would read it, or None."""
+    """The path that ``text`` means, as the processor would read it, or None."""
     if text.startswith("file://"):
         return url2pathname(urlsplit(text).path)
     if len(text) < _LONGEST_PATH and os.path.isfile(text):  # noqa: PTH113
@@ -225,11 +225,11 @@ def path_of(text: str) -> str | None:
 
 
 def identify_pixels(image: Any) -> PixelId:
-    """Identity of an image that is already decoded. Raises `Unidentified`.
+    """Identity of an image that is already decoded. Raises ``Unidentified``.
 
     Only the plainest inputs have one: what a back end might refuse or read differently
     (negative strides, gradients, subclasses with a mind of their own) is for it to judge.
-    `Unloadable` where a PIL image fails to load.
+    ``Unloadable`` where a PIL image fails to load.
     """
     kind = type(image)
     if kind is np.ndarray:
