@@ -3,8 +3,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
-/// A UUID's text fits, and the key fits into forty bytes beside what else a hit reads.
-const INLINE: usize = 38;
+/// The hexadecimal text of 256 bits fits.
+const INLINE: usize = 64;
 
 /// A digest, text, bytes, a tuple of those, or the content itself. Keys of different kinds never
 /// compare equal.
