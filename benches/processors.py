@@ -32,6 +32,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import numpy as np
 import PIL.Image
+import torch
+import torchvision
 import transformers
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -114,8 +116,6 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
 def _bits(array: Any) -> bytes:
     if isinstance(array, np.ndarray | np.generic):
         return array.tobytes()
-    import torch
-
     return bytes(array.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
@@ -177,7 +177,8 @@ def page(rows: list[Row]) -> str:
         "# Which image processors are cached",
         "",
         f"transformers {transformers.__version__}, Pillow {PIL.__version__}, "
-        f"numpy {np.__version__}; written by `python benches/processors.py`.",
+        f"numpy {np.__version__}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}; written by `python benches/processors.py`.",
         "",
         f"{len(rows)} classes build with default arguments. Each was called with photographs of "
         "512×512, 1400×400 and 160×400, one by one, as a pair and as a triple, for "

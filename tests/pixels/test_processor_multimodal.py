@@ -115,6 +115,15 @@ def test_chat_templates_fetch_through_it() -> None:
     assert wrapped.image_processor.stats().hits == 1
 
 
+def test_bytes_and_paths_are_taken_too(tmp_path: Path) -> None:
+    path = tmp_path / "b.jpeg"
+    path.write_bytes(JPEG)
+    plain, wrapped = qwen(), qwen(wrap=True)
+    expected = plain(text=IMAGE * 3, images=[uri(PNG), str(path), A], return_tensors="np")
+    got = wrapped(text=IMAGE * 3, images=[PNG, path, A], return_tensors="np")
+    assert difference(expected, got) is None
+
+
 def test_errors_are_the_processors_own() -> None:
     def outcome(processor: Any, text: str, images: Any) -> str | None:
         return attempt(lambda given: processor(text=text, images=given), images)[1]

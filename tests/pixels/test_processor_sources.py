@@ -95,6 +95,15 @@ def test_pixels_from_any_source_share_an_entry() -> None:
     assert (proc.stats().misses, proc.stats().hits) == (2, 1)
 
 
+def test_a_text_is_not_the_image_it_spells(tmp_path: Path) -> None:
+    proc, text = cached(), uri(PNG)
+    proc(text)
+    (tmp_path / "text").write_text(text)
+    for source in (text.encode(), tmp_path / "text"):
+        with pytest.raises(Exception, match="cannot identify"):
+            proc(source)
+
+
 def test_lookup_decodes_no_unknown_source(sealed: Any) -> None:
     proc = cached()
     proc(A)

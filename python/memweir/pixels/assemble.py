@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from memweir.pixels.recipe import Join, Recipe, remember
 
 if TYPE_CHECKING:
     from memweir._core import Pixels
+    from memweir.pixels.cache import Spec
 
 __all__ = ["Part", "assemble"]
 
@@ -24,11 +25,12 @@ class Part:
     """One image's entry, its form and how it came to be."""
 
     pixels: Pixels
+    spec: Mapping[str, Spec]  # ``pixels.spec``, which is made anew on each access
     form: Form
     recipe: Recipe
 
     def shape(self, leaf: Leaf) -> tuple[int, ...]:
-        return self.pixels.spec[leaf.name].shape
+        return self.spec[leaf.name].shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def _listed(how: str, uneven: bool, lists: Sequence[tuple[Part, list[Any]]]) -> 
     shape = largest(shapes, None)
     origin = (0,) * len(shape)
     return [
-        Block("pad", leaf, part.pixels.spec[leaf.name].dtype, shape, ((part, leaf, origin),))
+        Block("pad", leaf, part.spec[leaf.name].dtype, shape, ((part, leaf, origin),))
         for part, leaf in items
     ]
 
@@ -118,7 +120,7 @@ def _alone(part: Part, value: Any) -> Any:
 
 
 def _block(how: str, parts: Sequence[Part], found: Sequence[Leaf]) -> Block:
-    specs = [part.pixels.spec[leaf.name] for part, leaf in zip(parts, found, strict=True)]
+    specs = [part.spec[leaf.name] for part, leaf in zip(parts, found, strict=True)]
     if any(spec.dtype != specs[0].dtype for spec in specs) or len(set(found)) != 1:
         raise Unjoinable("the parts differ in type")
     shape, offsets = place(how, [spec.shape for spec in specs])

@@ -302,7 +302,8 @@ class Engine:
             raise Through(refused) from None
         except Exception as error:  # alone or with others, the processor has the last word
             raise Through(f"{type(error).__name__} in processing") from error
-        form = form_of(pixels, list(pixels.spec), call.tensors)
+        spec = pixels.spec
+        form = form_of(pixels, list(spec), call.tensors)
         source = seen.source
         recipe = Recipe(
             bytes(key),
@@ -312,7 +313,7 @@ class Engine:
             None if source is None else source.origin,
             tuple(call.kwargs.items()),
         )
-        return Part(pixels, form, recipe), loaded
+        return Part(pixels, spec, form, recipe), loaded
 
     def _holds(
         self, call: Call, answer: Any, process: Callable[..., Any], fetched: dict[int, Any]

@@ -77,12 +77,17 @@ class PixelId:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An encoded image: the caller's own object, its digest and what ``fetch_images`` takes."""
+    """An encoded image: the caller's own object and the digest of what is encoded.
+
+    ``text`` tells a URI or base64 from raw bytes and files: equal content means another image.
+    """
 
     origin: str | bytes
     digest: Digest | None
+    text: bool = False
 
     def fetchable(self) -> str:
+        """What ``fetch_images`` takes for it."""
         if isinstance(self.origin, bytes):
             return "data:image/;base64," + base64.b64encode(self.origin).decode("ascii")
         return self.origin
@@ -180,7 +185,7 @@ class Sources:
         return Seen(self, pixel_id, seen.source if seen and unchanged else None, image, False)
 
     def _encoded(self, origin: str | bytes, known: bool) -> Seen | None:
-        source = Source(origin, hash_bytes(origin))
+        source = Source(origin, hash_bytes(origin), text=isinstance(origin, str))
         return self._remembered(source) or (None if known else self._decoded(source))
 
     def _file(self, path: str, known: bool) -> Seen | None:
@@ -251,8 +256,8 @@ def identify_pixels(image: Any) -> PixelId:
     raise Unidentified(f"image of type {kind.__module__}.{kind.__qualname__}")
 
 
-def _memo_key(source: Source) -> tuple[Digest | None, bool]:
-    return source.digest, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+def _memo_key(source: Source) -> tuple[Digest | None, bool, bool]:
+    return source.digest, source.text, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def _bomb(pixel_id: PixelId) -> bool:
