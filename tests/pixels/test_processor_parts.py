@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from processor_kit import difference
@@ -28,6 +28,7 @@ lengths = st.integers(0, 4)
 tails = st.tuples(lengths, lengths)
 
 
+@settings(deadline=None)
 @given(st.lists(lengths, min_size=1, max_size=4), tails)
 def test_concat_is_numpy_s(rows: list[int], tail: tuple[int, int]) -> None:
     parts = [np.random.default_rng(n).random((n, *tail)) for n in rows]
@@ -36,6 +37,7 @@ def test_concat_is_numpy_s(rows: list[int], tail: tuple[int, int]) -> None:
     assert joined.flags.owndata
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(lengths, st.just(3), lengths, lengths), min_size=1, max_size=4))
 def test_pad_keeps_every_part_and_puts_zeros_around(shapes: list[tuple[int, ...]]) -> None:
     parts = [np.full(shape, i + 1) for i, shape in enumerate(shapes)]
@@ -101,6 +103,7 @@ def same(one: Any, other: Any) -> bool:
     return difference(one, other) is None
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), values, max_size=4), st.sampled_from([None, "np", "pt"]))
 def test_answers_survive_being_taken_apart(data: dict[str, Any], tensors: str | None) -> None:
     answer = BatchFeature(data, skip_tensor_conversion=["x"] if len(data) % 2 else None)

@@ -15,7 +15,7 @@ import PIL.ImageFile
 import pytest
 import torch
 import transformers.image_utils
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from processor_kit import assert_same, attempt, difference, encode, photo, uri
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
@@ -288,6 +288,7 @@ def test_arrays_know_their_sources(file: Path) -> None:
     assert alone.how == "alone"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.lists(st.tuples(st.booleans(), st.integers(0, 8))))
 def test_the_memo_forgets_what_was_not_used(limit: int, steps: list[tuple[bool, int]]) -> None:
     memo, model = Memo(limit), OrderedDict[int, int]()
