@@ -172,7 +172,14 @@ def test_a_view_is_read_only_every_way() -> None:
         memoryview(array).cast("B")[0] = 1
     with pytest.raises((BufferError, ValueError, TypeError)):
         np.frombuffer(pixels.view("array"), np.uint8).setflags(write=True)
+    import ctypes
     from ctypes import c_char
+
+    fortran = 0x40 | 0x18  # PyBUF_F_CONTIGUOUS
+    view = (ctypes.c_char * 256)()
+    get = ctypes.pythonapi.PyObject_GetBuffer
+    with pytest.raises(BufferError, match="C order"):
+        get(ctypes.py_object(pixels.view("array")), view, fortran)
 
     with pytest.raises(TypeError, match="not writable"):
         (c_char * 4).from_buffer(pixels.view("array"))

@@ -92,6 +92,11 @@ impl PyView {
             return Err(PyBufferError::new_err("pixels of a cache are read-only: copy them first"));
         }
         let this = slf.get();
+        // Rows of one axis lie in either order.
+        let fortran = flags & ffi::PyBUF_F_CONTIGUOUS & !ffi::PyBUF_STRIDES != 0;
+        if fortran && this.shape.len() > 1 {
+            return Err(PyBufferError::new_err("pixels of a cache are in C order"));
+        }
         let bytes = this.bytes.get();
         let wants = |flag: c_int| flags & flag == flag;
         view.buf = bytes.as_ptr().cast_mut().cast();
