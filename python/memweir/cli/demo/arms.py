@@ -102,6 +102,24 @@ def make_arm(name: str, sources: Sequence[str]) -> Arm:
     return SharedDict() if name == "dict" else Budgeted(name, sources)
 
 
+class Staging:
+    """The trainer's batch: a buffer for each tensor, filled anew every time."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, np.ndarray[Any, Any]] = {}
+
+    def fill(self, samples: Sequence[Tensors]) -> Tensors:
+        """The tensors of all samples joined; valid until the next call. The first is largest."""
+        batch = {}
+        for name, first in samples[0].items():
+            parts = [sample[name] for sample in samples]
+            rows = sum(map(len, parts))
+            if name not in self.buffers:
+                self.buffers[name] = np.empty((rows, *first.shape[1:]), first.dtype)
+            batch[name] = np.concatenate(parts, out=self.buffers[name][:rows])
+        return batch
+
+
 class Clock:
     """Seconds spent in ``running`` blocks; what the demo does for its own proof stays out."""
 
@@ -127,12 +145,11 @@ def play(arm: Arm, plan: Plan, uris: Sequence[str]) -> Iterator[tuple[float, dic
         with clock.running():
             kept[step] = arm.look(uris[step.image])
         yield clock.seconds, {}
+    staging = Staging()
     for steps in plan.batches():
         with clock.running():
-            samples = arm.samples([kept[step] for step in steps])
-            batch = {name: np.concatenate([s[name] for s in samples]) for name in samples[0]}
+            batch = staging.fill(arm.samples([kept[step] for step in steps]))
         yield clock.seconds, digests(batch, steps)
-        del samples, batch
 
 
 def digests(batch: Tensors, steps: Sequence[Step]) -> dict[str, str]:
