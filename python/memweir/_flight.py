@@ -204,7 +204,7 @@ class Flights:
                         await bell.wait()
                         timer.cancel()
                         bell.clear()
-                    if job is not None and flight.leader is me:
+                    if job is not None and me.over:
                         return await job
             finally:
                 if job is not None and not loop.is_closed():
@@ -321,6 +321,8 @@ class _Flight:
             return self.fly(me, check, lead)
         except StopIteration as error:  # which a future cannot carry
             raise RuntimeError("a load raised StopIteration") from error
+        finally:
+            self._leave(me)
 
     @contextmanager
     def _flying(self, me: Load) -> Iterator[None]:
@@ -336,9 +338,9 @@ class _Flight:
 
     def land(self, me: Load, *value: Any, error: BaseException | None = None) -> None:
         """Ends the flight, unless another leads it by now."""
-        fate = _Fate(value, error)
-        if self.leader is me and self._fate.setdefault(None, fate) is fate:
+        if self.leader is me:
             me.over = True
+            self._fate.setdefault(None, _Fate(value, error))
             self._ring()
             self.unlist()
 
