@@ -322,6 +322,13 @@ def test_channels_are_never_padded() -> None:
             assert_same(attempt(plain, images, **kwargs), attempt(proc, images, **kwargs))
 
 
+def test_pixtral_pads_by_the_sizes_before_it_crops() -> None:
+    plain, proc = PixtralImageProcessor(), cached(PixtralImageProcessor())
+    kwargs = {"do_center_crop": True, "crop_size": {"height": 30, "width": 30}}
+    for images in ([A, B], [A, C], A):
+        assert_same(attempt(plain, images, **kwargs), attempt(proc, images, **kwargs))
+
+
 @pytest.mark.parametrize("budget", ["0", "64 KiB"])
 def test_a_budget_too_small_costs_only_time(budget: str) -> None:
     plain, proc = Qwen2VLImageProcessorPil(), cached(budget=budget)

@@ -187,8 +187,7 @@ class Engine:
         device = self._effective("device", given)
         if device is not None and not str(device).startswith("cpu"):
             raise Through("device")
-        random = families.RANDOM.get(self._family or "")
-        if random is not None and self._effective(random, given):
+        if self._set(families.RANDOM, given):
             raise Through("randomness")
         try:
             fingerprint = self._fingerprinter.digest(given)
@@ -202,12 +201,14 @@ class Engine:
         if sum(map(len, samples)) > 1:
             if self._held.get(fingerprint) is False:
                 raise Through(_DISPROVEN)
-            samples = self._joinable(samples, nested)
+            samples = self._joinable(samples, nested, given)
         return Call(samples, given, fingerprint, self._tensors(given))
 
-    def _joinable(self, samples: list[list[Any]], nested: bool) -> list[list[Any]]:
+    def _joinable(
+        self, samples: list[list[Any]], nested: bool, given: Mapping[str, Any]
+    ) -> list[list[Any]]:
         """The samples as they are joined; for most families a nested list is a flat one."""
-        if self._how == "alone":
+        if self._how == "alone" or self._set(families.LONERS, given):
             raise Through(f"no join is known for {type(self.wrapped).__qualname__}")
         if not nested or self._how == "nest":
             return samples
@@ -227,6 +228,11 @@ class Engine:
     def _effective(self, name: str, given: Mapping[str, Any]) -> Any:
         """What the processor takes for a setting: the argument, or else its own attribute."""
         return given[name] if name in given else getattr(self.wrapped, name, None)
+
+    def _set(self, settings: Mapping[str, str], given: Mapping[str, Any]) -> bool:
+        """Whether the setting that ``settings`` names for this family is on."""
+        name = settings.get(self._family or "")
+        return name is not None and bool(self._effective(name, given))
 
     def _serve(self, call: Call, process: Callable[..., Any], fetched: dict[int, Any]) -> Any:
         """The answer from entries, made where they are missing. Raises ``Through``."""

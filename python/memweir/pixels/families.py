@@ -59,7 +59,9 @@ FILLED_SAMPLES = frozenset({"Idefics2", "Idefics3", "SmolVLM"})
 UNEVEN = frozenset(
     {"Eomt", "GLPN", "Llama4", "PPOCRV5ServerDet", "PerceptionLM", "TextNet", "UVDoc"}
 )
-# Arguments and attributes that make a family draw random numbers.
+# Settings under which a family pads by other sizes than those of its results.
+LONERS = {"Pixtral": "do_center_crop"}
+# Settings that make a family draw random numbers.
 RANDOM = {"Flava": "return_image_mask"}
 
 
