@@ -94,21 +94,20 @@ class Table:
     ) -> None:
         """A row of two times and their ratio.
 
-        The goal is ours ≤ ``most`` × the other + ``plus`` seconds; or ``least`` times faster.
+        The goal is ours ≤ ``most`` × the other + ``plus`` seconds; or ours ``least`` times faster.
         """
         spread = sorted(measured.by_round())
         ours, other = median(measured.ours), median(measured.other)
         goal, holds = "", True
+        shown = f"{measured.value:.2f} ({spread[0]:.2f}–{spread[-1]:.2f})"
+        if measured.value < 0.1 or least is not None:
+            fastest, slowest = 1 / spread[0], 1 / spread[-1]
+            shown = f"1/{1 / measured.value:.3g} (1/{slowest:.3g}–1/{fastest:.3g})"
         if most is not None:
-            goal = f"≤ {most:g}" + (f" × other + {duration(plus)}" if plus else "")
+            goal = f"≤ {most:.3g}" + (f" × other + {duration(plus)}" if plus else "")
             holds = measured.value <= most + plus / other
         elif least is not None:
-            goal, holds = f"{least:g} × faster", 1 / measured.value >= least
-        if measured.value > 0.1:
-            shown = f"{measured.value:.2f} ({spread[0]:.2f}–{spread[-1]:.2f})"
-        else:
-            fastest, slowest = 1 / spread[0], 1 / spread[-1]
-            shown = f"1/{1 / measured.value:.0f} (1/{fastest:.0f}–1/{slowest:.0f})"
+            goal, holds = f"≤ 1/{least:g}", 1 / measured.value >= least
         self.row(what, duration(ours), duration(other), shown, goal, holds=holds)
 
     def row(self, *cells: str, holds: bool = True) -> None:

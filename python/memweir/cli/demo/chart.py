@@ -78,9 +78,9 @@ def _close(axes: Axes, runs: Mapping[str, Run]) -> None:
     for arm, run in shown.items():
         _curve(axes, arm, run, MIB, seconds)
         if arm.budget is None:
-            _label(axes, arm, run, (0.02 * seconds, run.peak / MIB + 0.02 * top))
+            _label(axes, arm, run, (0.02 * seconds, run.peak / MIB + 0.025 * top))
             continue
-        _label(axes, arm, run, (seconds, run.peak / MIB + 0.02 * top), align="right")
+        _label(axes, arm, run, (seconds, run.peak / MIB + 0.025 * top), align="right")
         colour, below = COLOURS[arm.name], arm.budget - 0.04 * top
         axes.axhline(arm.budget, color=colour, lw=1, ls=(0, (4, 4)))
         axes.text(seconds, below, "budget", color=colour, size=SIZE, ha="right", va="top")
@@ -104,7 +104,16 @@ def _label(
     peak = f"{mib / 1024:.2f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
     text = f"({arm.letter}) {arm.title}: {peak}, {run.seconds:.1f} s"
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    axes.text(*at, text, color=COLOURS[arm.name], size=SIZE, weight="bold", ha=align, bbox=behind)
+    axes.text(
+        *at,
+        text,
+        color=COLOURS[arm.name],
+        size=SIZE,
+        weight="bold",
+        ha=align,
+        bbox=behind,
+        zorder=1.5,
+    )
 
 
 def _style(axes: Axes, unit: str, seconds: float, top: float) -> None:
