@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from enum import Enum
 from typing import Any
 
@@ -239,3 +240,16 @@ def test_recipes_live_as_long_as_their_arrays(make: Any) -> None:
     from memweir.pixels import recipe
 
     assert join not in [noted for _, noted in recipe._joins.values()]
+
+
+def test_taking_an_answer_apart_leaves_no_cycle_around_its_arrays() -> None:
+    first, second = np.zeros(10), np.zeros(10)
+    refs = [weakref.ref(first), weakref.ref(second)]
+    answer = BatchFeature({"pixel_values": first, "nested": [[second], 3]})
+    gc.disable()
+    try:
+        take_apart(answer, None)
+        del answer, first, second
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()

@@ -108,27 +108,27 @@ def _implied(names: Mapping[str, Any] | list[str], tensors: str | None) -> Form:
 
 def _take_value(key: str, value: object, arrays: dict[str, Any]) -> Any:
     """``value`` with its arrays moved to ``arrays``, called ``key``, or numbered when several."""
-    several = sum(1 for _ in _arrays_in(value)) > 1
-    count = 0
+    count = sum(1 for _ in _arrays_in(value))
+    names = iter([f"{key}/{number}" for number in range(count)] if count > 1 else [key])
+    return _take(key, value, names, arrays)
 
-    def walk(item: Any) -> Any:
-        nonlocal count
-        kind = type(item)
-        if kind is list:
-            return [walk(each) for each in item]
-        if kind is tuple or _is_size(kind):
-            return kind([walk(each) for each in item])
-        if kind in _SCALARS:
-            return item
-        tensor = _is_tensor(item)
-        if not tensor and not _is_array(item):
-            raise Unrepresentable(f"answers with a {kind.__name__} in {key}")
-        name = f"{key}/{count}" if several else key
-        arrays[name] = item.detach() if tensor else item
-        count += 1
-        return Leaf(name, tensor)
 
-    return walk(value)
+# Not a closure: one that calls itself is a cycle, and would keep the arrays until the next
+# collection.
+def _take(key: str, item: Any, names: Iterator[str], arrays: dict[str, Any]) -> Any:
+    kind = type(item)
+    if kind is list:
+        return [_take(key, each, names, arrays) for each in item]
+    if kind is tuple or _is_size(kind):
+        return kind([_take(key, each, names, arrays) for each in item])
+    if kind in _SCALARS:
+        return item
+    tensor = _is_tensor(item)
+    if not tensor and not _is_array(item):
+        raise Unrepresentable(f"answers with a {kind.__name__} in {key}")
+    name = next(names)
+    arrays[name] = item.detach() if tensor else item
+    return Leaf(name, tensor)
 
 
 def _arrays_in(value: object) -> Iterator[object]:
