@@ -21,11 +21,11 @@ from pathlib import Path
 from memweir.cli.demo import arms
 
 class Flipped(arms.Budgeted):
-    def sample(self, kept):
-        tensors = dict(super().sample(kept))
-        pixels = tensors["pixel_values"].copy()
+    def samples(self, kept):
+        tensors = [dict(one) for one in super().samples(kept)]
+        pixels = tensors[0]["pixel_values"].copy()
         pixels.view("u4")[0, 0] ^= 1
-        tensors["pixel_values"] = pixels
+        tensors[0]["pixel_values"] = pixels
         return tensors
 
 arms.Budgeted = Flipped

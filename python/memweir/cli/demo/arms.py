@@ -35,8 +35,8 @@ class Arm(Protocol):
     def look(self, uri: str) -> Any:
         """A rollout's turn: processes the image; returns what the rollout keeps of it."""
 
-    def sample(self, kept: Any) -> Tensors:
-        """The trainer's side: the tensors of what a rollout kept."""
+    def samples(self, kept: Sequence[Any]) -> Sequence[Tensors]:
+        """The trainer's side: the tensors of what rollouts kept."""
 
 
 class OwnPixels:
@@ -49,7 +49,7 @@ class OwnPixels:
         tensors: Tensors = self.processor(images=[uri], return_tensors="np")
         return tensors
 
-    def sample(self, kept: Tensors) -> Tensors:
+    def samples(self, kept: Sequence[Tensors]) -> Sequence[Tensors]:
         return kept
 
 
@@ -83,8 +83,8 @@ class Budgeted:
         recipe = ref.recipe
         return None if recipe is None else self.sources.get(recipe.source)
 
-    def sample(self, kept: Any) -> Tensors:
-        tensors: Tensors = mw.materialize(kept, self.recompute)
+    def samples(self, kept: Sequence[Any]) -> Sequence[Tensors]:
+        tensors: Sequence[Tensors] = mw.materialize(list(kept), self.recompute)
         return tensors
 
 
@@ -108,20 +108,15 @@ class Staging:
     def __init__(self) -> None:
         self.buffers: dict[str, np.ndarray[Any, Any]] = {}
 
-    def fill(self, samples: Iterator[Tensors], count: int) -> Tensors:
-        """``count`` samples of equal shapes, joined; valid until the next call, the first largest.
-
-        One sample at a time: what each is made in goes before the next is made.
-        """
-        batch: dict[str, np.ndarray[Any, Any]] = {}
-        for index in range(count):
-            for name, tensor in next(samples).items():
-                rows = len(tensor)
-                if name not in self.buffers:
-                    self.buffers[name] = np.empty((count * rows, *tensor.shape[1:]), tensor.dtype)
-                batch[name] = self.buffers[name][: count * rows]
-                batch[name][index * rows : (index + 1) * rows] = tensor
-            del tensor
+    def fill(self, samples: Sequence[Tensors]) -> Tensors:
+        """The tensors of all samples joined; valid until the next call. The first is largest."""
+        batch = {}
+        for name, first in samples[0].items():
+            parts = [sample[name] for sample in samples]
+            rows = sum(map(len, parts))
+            if name not in self.buffers:
+                self.buffers[name] = np.empty((rows, *first.shape[1:]), first.dtype)
+            batch[name] = np.concatenate(parts, out=self.buffers[name][:rows])
         return batch
 
 
@@ -153,7 +148,7 @@ def play(arm: Arm, plan: Plan, uris: Sequence[str]) -> Iterator[tuple[float, dic
     staging = Staging()
     for steps in plan.batches():
         with clock.running():
-            batch = staging.fill((arm.sample(kept[step]) for step in steps), len(steps))
+            batch = staging.fill(arm.samples([kept[step] for step in steps]))
         yield clock.seconds, digests(batch, steps)
 
 
