@@ -1,6 +1,7 @@
 //! Many contents at once: one thread to a content, and never threads within one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
 use super::{Algorithm, LEN, content};
@@ -53,9 +54,22 @@ pub fn contents(
     let mut hashes = vec![[0; LEN]; sources.len()];
     let helpers = threads.unwrap_or_else(|| worth(sources)).min(sources.len()).saturating_sub(1);
     thread::scope(|scope| {
-        let start = |_| thread::Builder::new().spawn_scoped(scope, || team.work());
+        let (started, starting) = mpsc::channel();
+        let start = |_| {
+            let started = started.clone();
+            let work = || {
+                let _ = started.send(()); // whoever started us is waiting
+                drop(started);
+                team.work()
+            };
+            thread::Builder::new().spawn_scoped(scope, work)
+        };
         // Where the system has no thread to give, those that there are do the work.
         let helpers: Vec<_> = (0..helpers).map_while(|n| start(n).ok()).collect();
+        drop(started);
+        // A kernel may leave a new thread on the core of its parent for as long as this whole call
+        // takes. Waiting gives it that core, and being woken finds us an idle one.
+        starting.iter().take(helpers.len()).for_each(drop);
         let mut done = team.work();
         for helper in helpers {
             match helper.join() {
