@@ -65,18 +65,26 @@ unsafe fn ssse3(mut src: *const u8, mut dst: *mut u8, steps: usize) {
         _mm_storeu_si128,
     };
     let keep = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-    for step in 0..steps {
-        // SAFETY: within the bytes that the caller promises for this step; a prefetch may name any
-        // address.
+    let mut step = || {
+        // SAFETY: within the bytes that the caller promises for this step.
         unsafe {
-            if step % 4 == 0 {
-                _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(AHEAD).cast());
-            }
             let pixels = _mm_loadu_si128(src.cast());
             _mm_storeu_si128(dst.cast(), _mm_shuffle_epi8(pixels, keep));
         }
-        src = src.wrapping_add(16);
-        dst = dst.wrapping_add(12);
+        (src, dst) = (src.wrapping_add(16), dst.wrapping_add(12));
+        src
+    };
+    // Four steps are a cache line of pixels.
+    for _ in 0..steps / 4 {
+        let [_, _, _, next] = [step(), step(), step(), step()];
+        // SAFETY: a prefetch may name any address.
+        #[allow(unused_unsafe, reason = "newer standard libraries call it safe")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(AHEAD).cast());
+        }
+    }
+    for _ in 0..steps % 4 {
+        step();
     }
 }
 
