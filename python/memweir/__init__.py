@@ -83,11 +83,7 @@ __all__ = [
 ]
 
 if hasattr(_os, "register_at_fork"):
-    _os.register_at_fork(
-        before=_core._before_fork,
-        after_in_parent=_core._after_fork_in_parent,
-        after_in_child=_core._after_fork_in_child,
-    )
+    _os.register_at_fork(after_in_child=_core._after_fork_in_child)
 
 
 def __getattr__(name: str) -> object:

@@ -276,6 +276,10 @@ def test_put_array_is_found_by_content() -> None:
     del pixels, other
     assert cache.clear() == 0  # gone already
     assert cache.stats().bytes == 0
+    tight = mw.PixelCache("300 KiB")
+    kept = tight.put_array(RAW)[1]
+    assert tight.put_array(RAW)[1] is not None  # no room for another, and none is needed
+    del kept
     digest, missing = mw.PixelCache("10 KiB").put_array(RAW)
     assert digest == mw.hash_array(RAW)
     assert missing is None

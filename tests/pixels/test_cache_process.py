@@ -131,6 +131,46 @@ def test_a_loader_that_forks() -> None:
     )
 
 
+@linux
+def test_a_fork_leaves_no_lock_to_code_that_runs_around_it() -> None:
+    python(
+        """
+        import gc, logging, os, signal, threading
+        import numpy as np
+
+        # Runs in the parent after the fork, among other people's hooks.
+        os.register_at_fork(after_in_parent=lambda: (sum(range(100_000)), gc.collect()))
+        import memweir as mw
+
+        cache = mw.PixelCache("64 MiB")
+        cache.put("k", np.zeros(100_000, np.uint8))
+        local, ready, stop = threading.local(), threading.Event(), threading.Event()
+
+        def keep():
+            local.handle = cache.get("k")  # goes when a child clears the states of its dead threads
+            ready.set()
+            while not stop.is_set():
+                cache.get("k")
+
+        thread = threading.Thread(target=keep)
+        thread.start()
+        ready.wait()
+        for _ in range(20):
+            cycle = [cache.get("k")]
+            cycle.append(cycle)
+            del cycle
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(30)
+                assert cache.get("k") is not None
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
+        thread.join()
+        """
+    )
+
+
 def test_exit_with_live_views_and_threads() -> None:
     out = python(
         """
@@ -264,6 +304,30 @@ def test_eight_threads_hold_the_budget() -> None:
     watcher.join()
     assert wrong == []
     assert cache.stats().peak_bytes <= cache.budget
+
+
+def test_shrinking_while_others_look_evicts_no_more_than_it_must() -> None:
+    cache = mw.PixelCache("64 MiB")
+    row = np.ones(100_000, np.uint8)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            cache.get("0")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(10):
+            cache.resize("64 MiB")
+            for n in range(600):
+                cache.put(str(n), row)
+            half = cache.stats().bytes // 2
+            cache.resize(half)
+            assert cache.stats().bytes > half * 0.95
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_bulk_work_releases_the_gil() -> None:

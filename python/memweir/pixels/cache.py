@@ -228,7 +228,10 @@ class _Room:
         self._generation: int | None = cache._generation
         self._reservation = None
         if nbytes is not None:
-            self._reservation = cache._reserve(nbytes)
+            try:
+                self._reservation = cache._reserve(nbytes)
+            except MemoryError:
+                self._reservation = None  # less may be needed than was said
             if self._reservation is None:
                 self._generation = None  # no room: what is loaded is served and not kept
 

@@ -143,8 +143,7 @@ class _Strip:
         """A reference to a copy that stays in the cache while the reference lives."""
         digest, pixels = self._cache.put_array(array)
         if pixels is None:
-            # Refused for want of room, though it may be there: its digest was not known before.
-            pixels = next(stored(digest), None)
+            pixels = next(stored(digest), None)  # another cache may have it
         if pixels is None:
             return None
         spec = pixels.spec[CONTENT]

@@ -144,7 +144,9 @@ impl PyCache {
             let mut hasher = CopyHasher::new(Algorithm::Blake3);
             let Some(mut writer) = self.cache.begin(spec)? else {
                 let content = digest::content(Algorithm::Blake3, source);
-                return Ok((digest::array(Algorithm::Blake3, layout, &content), None));
+                let digest = digest::array(Algorithm::Blake3, layout, &content);
+                // It may be there already: its name was not known before.
+                return Ok((digest, self.cache.peek(&Key::content(digest.as_bytes()))));
             };
             writer.fill(|_, out| hasher.copy(source, &mut out[..layout.nbytes()]));
             let digest = digest::array(Algorithm::Blake3, layout, &hasher.finish());
@@ -157,7 +159,8 @@ impl PyCache {
     }
 
     fn remove(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
-        Ok(self.cache.remove(&key_of(key)?))
+        let (py, key) = (key.py(), key_of(key)?);
+        Ok(py.detach(|| self.cache.remove(&key)))
     }
 
     fn get_array(&self, digest: &PyDigest) -> Option<PyPixels> {
@@ -204,20 +207,11 @@ impl PyCache {
     }
 }
 
-/// Takes the locks of every cache. Registered with `os.register_at_fork`.
+/// Lets every cache forget the threads that a forked child lacks. Registered with
+/// `os.register_at_fork`; locks are seen to inside `fork` itself.
 #[pyfunction]
-pub fn _before_fork() {
-    fork::before();
-}
-
-#[pyfunction]
-pub fn _after_fork_in_parent() {
-    fork::after_in_parent();
-}
-
-#[pyfunction]
-pub fn _after_fork_in_child() {
-    fork::after_in_child();
+pub fn _after_fork_in_child(py: Python<'_>) {
+    py.detach(fork::settle_in_child);
 }
 
 /// The arrays of an entry to come, borrowed from Python.

@@ -15,9 +15,7 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::cache::{
-        _after_fork_in_child, _after_fork_in_parent, _before_fork, PyCache, PyReservation,
-    };
+    use super::cache::{_after_fork_in_child, PyCache, PyReservation};
     #[pymodule_export]
     use super::descriptor::PyDescriptor;
     #[pymodule_export]

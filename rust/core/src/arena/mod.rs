@@ -96,8 +96,10 @@ impl Block {
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`].
     pub fn map(len: usize) -> Result<Self> {
-        let ptr = os::map(len, os::HUGE)?;
-        os::advise_pages(ptr, len, true);
+        let ptr = os::map(len, map_align(len))?;
+        if len >= os::HUGE {
+            os::advise_pages(ptr, len, true);
+        }
         Ok(Self { ptr, len, home: Home::Map, loans: 0 })
     }
 
@@ -187,7 +189,7 @@ impl Block {
         let done = unsafe {
             match self.home {
                 Home::Run => os::discard(self.ptr, self.len),
-                Home::Map => os::unmap(self.ptr, self.len, os::HUGE),
+                Home::Map => os::unmap(self.ptr, self.len, map_align(self.len)),
             }
         };
         if !done {
@@ -256,8 +258,14 @@ pub struct Arena {
 impl Arena {
     /// An arena for about `budget` bytes.
     pub fn new(budget: usize) -> Self {
-        let run_max = (budget / MAPS).clamp(RUN_MAX, SLAB / 4);
-        Self { slabs: Vec::new(), free: Runs::default(), run_max }
+        let mut arena = Self { slabs: Vec::new(), free: Runs::default(), run_max: RUN_MAX };
+        arena.fit(budget);
+        arena
+    }
+
+    /// Chooses which blocks are runs for a budget; those that exist stay what they are.
+    pub fn fit(&mut self, budget: usize) {
+        self.run_max = (budget / MAPS).clamp(RUN_MAX, SLAB / 4);
     }
 
     /// The longest block that is a run; longer ones are maps.
@@ -320,6 +328,11 @@ impl Drop for Arena {
             }
         }
     }
+}
+
+/// Where maps start: at a huge page if one fits, else wherever they join their neighbours.
+fn map_align(len: usize) -> usize {
+    if len < os::HUGE { page() } else { os::HUGE }
 }
 
 fn dangling() -> NonNull<u8> {

@@ -84,6 +84,8 @@ struct State {
     /// Bytes of the live entries that are not in use: those that can go.
     idle: usize,
     pinned: usize,
+    /// Bytes on the account of entries that left their slots and are about to go.
+    leaving: usize,
     logical: usize,
     generation: u64,
     forks: u64,
@@ -109,6 +111,7 @@ impl Cache {
             index: HashTable::new(),
             idle: 0,
             pinned: 0,
+            leaving: 0,
             logical: 0,
             generation: 0,
             forks: 0,
@@ -234,10 +237,12 @@ impl Cache {
         let mut gone = Gone::new();
         let mut state = self.lock();
         let to = to(&mut state.budget);
+        let limit = state.budget.limit();
+        state.arena.fit(limit);
         state.evict_to(to, &mut gone);
-        let spare = if state.budget.held() > to { state.trim() } else { None };
+        let spare = if state.staying() > to { state.trim() } else { None };
         drop(state);
-        drop(spare);
+        self.drop_spare(spare);
         self.dispose(gone, 0).0
     }
 
@@ -253,8 +258,21 @@ impl Cache {
         }
         let spare = state.trim();
         drop(state);
-        drop(spare);
+        self.drop_spare(spare);
         self.dispose(gone, 0).0
+    }
+
+    /// Frees bookkeeping that is empty, then takes it off the account.
+    fn drop_spare(&self, spare: Option<(HashTable<Id>, Lru<Entry>, usize)>) {
+        if let Some((index, slots, bytes)) = spare {
+            drop((index, slots));
+            self.lock().budget.release(bytes);
+        }
+    }
+
+    /// Shrinks to a budget that was lowered below what was in use or on its way in.
+    fn settle_over(&self) {
+        self.shrink(|budget| budget.limit());
     }
 }
 
@@ -334,10 +352,20 @@ impl State {
         if lent { None } else { self.take(id) }
     }
 
-    /// Empties a slot. The block's bytes stay on the account until it is discarded.
+    /// Whether more is owned than the budget, of what is not about to go.
+    fn is_over(&self) -> bool {
+        self.budget.shortfall(0) > self.leaving
+    }
+
+    /// Bytes owned that are not about to go.
+    fn staying(&self) -> usize {
+        self.budget.held() - self.leaving
+    }
+
+    /// Empties a slot. Its bytes stay on the account until [`Cache::dispose`] has seen them go.
     fn take(&mut self, id: Id) -> Option<Entry> {
         let entry = self.slots.remove(id)?;
-        self.budget.release(entry.meta);
+        self.leaving += entry.bytes();
         if entry.phase == Phase::Live {
             self.idle -= entry.bytes();
         }
@@ -348,10 +376,8 @@ impl State {
     }
 
     fn evict_to(&mut self, to: usize, gone: &mut Gone) {
-        let mut going = 0;
-        while self.budget.held() - going > to {
+        while self.staying() > to {
             let Some(id) = self.oldest() else { break };
-            going += self.slots.get(id).map_or(0, |e| e.block.len());
             self.evictions += 1;
             gone.extend(self.remove(id));
         }
@@ -362,14 +388,14 @@ impl State {
         self.slots.footprint() + self.index.allocation_size()
     }
 
-    /// Gives the bookkeeping's own memory up when nothing is kept in it.
-    fn trim(&mut self) -> Option<(HashTable<Id>, Lru<Entry>)> {
-        let before = self.bookkeeping();
-        let empty = self.slots.is_empty();
-        let spare =
-            empty.then(|| (std::mem::take(&mut self.index), std::mem::take(&mut self.slots)));
-        self.budget.release(before - self.bookkeeping());
-        spare
+    /// Gives the bookkeeping up when nothing is kept in it; its bytes stay on the account until
+    /// [`Cache::drop_spare`] has freed it.
+    fn trim(&mut self) -> Option<(HashTable<Id>, Lru<Entry>, usize)> {
+        if !self.slots.is_empty() {
+            return None;
+        }
+        let bytes = self.bookkeeping();
+        Some((std::mem::take(&mut self.index), std::mem::take(&mut self.slots), bytes))
     }
 }
 
@@ -378,11 +404,14 @@ impl Forked for Cache {
         fork::hold(self, |cache| &cache.state)
     }
 
-    /// Reservations of threads that are gone are given back. A block that one of them was
-    /// writing stays on the account: nobody can say what is in it.
+    fn forked(&self) {
+        self.lock().forks += 1;
+    }
+
+    /// Reservations of threads that are gone are given back. What one of them was writing or
+    /// giving back to the system stays on the account: nobody can say how far it got.
     fn in_child(&self) {
         let mut state = self.lock();
-        state.forks += 1;
         let coming = |e: &Entry| e.phase == Phase::Coming && !e.block.is_lent();
         let ids: Vec<Id> =
             state.slots.ids().filter(|&id| state.slots.get(id).is_some_and(coming)).collect();

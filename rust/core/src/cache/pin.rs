@@ -90,14 +90,13 @@ impl Drop for Home {
         let Some(loan) = loan.take() else { return };
         let mut state = cache.lock();
         let gone = state.unpin(*id, loan);
-        let over = state.budget.shortfall(0) > 0;
+        let over = state.is_over();
         drop(state);
         if gone.is_some() {
             cache.dispose(gone.into_iter().collect(), 0);
         }
         if over {
-            // The budget was lowered below what was in use.
-            cache.shrink(|budget| budget.limit());
+            cache.settle_over();
         }
     }
 }

@@ -4,16 +4,7 @@ use super::{Cache, Entry, Gone, Key, Phase, State};
 use crate::arena::{Block, Hole, LoanMut};
 use crate::error::Result;
 use crate::lru::Id;
-use crate::pixels::Spec;
-use std::sync::{Arc, MutexGuard};
-
-/// Bytes that were claimed, less those of a victim's pages that are held already.
-#[derive(Default)]
-struct Room {
-    reused: Option<Block>,
-    /// The victim's description, to be dropped without the lock.
-    spec: Option<Arc<Spec>>,
-}
+use std::sync::MutexGuard;
 
 /// A slot whose block is on the account.
 pub(super) struct Admitted {
@@ -43,8 +34,9 @@ impl Cache {
             self.give_up(state, id);
             return Ok(None);
         };
+        let run = len <= state.arena.run_max();
         let (mut state, found) = self.secure(state, need, len);
-        let Some(Room { reused, spec }) = found else {
+        let Some(reused) = found else {
             self.give_up(state, id);
             return Ok(None);
         };
@@ -52,7 +44,7 @@ impl Cache {
         let missing = if fresh { need } else { need - len };
         let block = match reused {
             Some(block) => Ok(block),
-            None if len <= state.arena.run_max() => state.arena.run(len),
+            None if run => state.arena.run(len),
             None => {
                 drop(state);
                 let mapped = Block::map(len);
@@ -75,8 +67,6 @@ impl Cache {
             entry.meta = meta;
             if write { entry.block.lend_mut() } else { None }
         });
-        drop(state);
-        drop(spec);
         Ok(Some(Admitted { id, forks, loan, fresh }))
     }
 
@@ -115,50 +105,57 @@ impl Cache {
         mut state: Guard<'a>,
         need: usize,
         len: usize,
-    ) -> (Guard<'a>, Option<Room>) {
+    ) -> (Guard<'a>, Option<Option<Block>>) {
         if state.budget.claim(need) {
-            return (state, Some(Room::default()));
+            return (state, Some(None));
         }
         if state.budget.shortfall(need) > state.idle {
             return (state, None);
         }
         let mut gone = Gone::new();
-        let mut room = Room::default();
-        // Bytes of victims' pages: still held, and all of them this call's to spend.
+        let mut reused = None;
+        // Bytes of victims: still held, and all of them this call's to spend.
         let mut credit = 0;
         while state.budget.shortfall(need) > credit {
             let Some(id) = state.oldest() else { break };
             let Some(mut victim) = state.remove(id) else { break };
             state.evictions += 1;
-            credit += victim.block.len();
-            if room.reused.is_none() && victim.block.can_become(len) {
+            credit += victim.bytes();
+            if reused.is_none() && victim.block.can_become(len) {
                 let rest = victim.block.cut(len).unwrap_or_else(Block::empty);
-                room.reused = Some(std::mem::replace(&mut victim.block, rest));
+                reused = Some(std::mem::replace(&mut victim.block, rest));
+                state.leaving -= len;
             }
-            if victim.block.is_empty() && room.spec.is_none() {
-                room.spec = victim.spec;
+            if victim.block.is_empty() {
+                // Only its description is left: plain memory, gone before its bytes are.
+                let meta = victim.meta;
+                drop(victim);
+                state.leaving -= meta;
+                state.budget.release(meta);
+                credit -= meta;
             } else {
                 gone.push(victim);
             }
         }
-        let kept = if room.reused.is_some() { len } else { 0 };
+        let kept = if reused.is_some() { len } else { 0 };
         let (missing, leaving) = (need - kept, credit - kept);
         // What the leaving pages do not cover is room that exists now: claim it before others do.
         let now = missing.saturating_sub(leaving);
-        let claimed = state.budget.claim(now);
+        let claimed = now == 0 || state.budget.claim(now);
         if claimed && gone.is_empty() {
-            return (state, Some(room));
+            return (state, Some(reused));
         }
         drop(state);
         let (_, later) = self.dispose(gone, missing - now);
         let mut state = self.lock();
         if claimed && later == missing - now {
-            return (state, Some(room));
+            return (state, Some(reused));
         }
         // The system kept pages that were to go: they stay on the account, and this does not fit.
         state.budget.unclaim(later + if claimed { now } else { 0 });
+        state.leaving += kept;
         drop(state);
-        self.dispose(room.reused.map(Entry::nameless).into_iter().collect(), 0);
+        self.dispose(reused.map(Entry::nameless).into_iter().collect(), 0);
         (self.lock(), None)
     }
 
@@ -168,10 +165,12 @@ impl Cache {
         if gone.is_empty() {
             return (0, 0);
         }
+        let leaving: usize = gone.iter().map(Entry::bytes).sum();
         let mut freed = 0;
         let mut holes: Vec<Hole> = Vec::with_capacity(gone.len());
-        for Entry { block, .. } in gone {
+        for Entry { block, meta, .. } in gone {
             let len = block.len();
+            freed += meta;
             // A block the system does not take back is leaked, and stays on the account.
             if let Ok(hole) = block.discard() {
                 freed += len;
@@ -179,6 +178,7 @@ impl Cache {
             }
         }
         let mut state = self.lock();
+        state.leaving -= leaving;
         state.budget.release(freed);
         let kept = keep.min(freed);
         let kept = if state.budget.claim(kept) { kept } else { 0 };
@@ -193,7 +193,8 @@ impl State {
     /// An upper bound of what the bookkeeping grows by for one more entry.
     fn growth(&self) -> usize {
         let table = if self.index.capacity() <= self.slots.len() {
-            12 * (self.slots.len() + 1) + 1024 // 5 bytes a bucket, at most 16/7 buckets an entry
+            // 5 bytes a bucket, at most 32/7 buckets an entry where removed ones left marks.
+            24 * (self.slots.len() + 1) + 1024
         } else {
             0
         };

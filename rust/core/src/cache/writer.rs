@@ -163,8 +163,12 @@ impl Writer {
             }
         };
         let pinned = if pin { state.pin(id) } else { None };
+        let over = state.is_over();
         drop(state);
         cache.dispose(gone, 0);
+        if over {
+            cache.settle_over();
+        }
         Ok(pinned.map(|loan| Pin::new(cache.clone(), id, loan)))
     }
 

@@ -2,18 +2,23 @@
 //!
 //! A forked child has one thread; a lock that another thread held at that moment stays locked in
 //! the child for ever, and what it guarded may be half changed. So every such lock is taken before
-//! the fork and released after it on both sides. The locks are the standard library's: a waiter
-//! is known to the kernel alone, while a user-space queue would name threads that the child lacks.
+//! the fork and released after it on both sides, by handlers that run inside `fork` itself: Python's
+//! own hooks would leave room for any Python code in between, finalizers that want such a lock
+//! included. The locks are the standard library's: a waiter is known to the kernel alone, while a
+//! user-space queue would name threads that the child lacks.
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 /// State that must be whole in a forked child.
 pub trait Forked: Send + Sync {
     /// Takes the lock; it is held until the returned value is dropped.
     fn hold(self: Arc<Self>) -> Box<dyn Any>;
-    /// Runs in the child, with no lock held and no other thread alive.
+    /// Runs in the child inside `fork`, with no lock held: notes that there was one.
+    fn forked(&self);
+    /// Runs in the child once code may run again: gives back what belonged to threads that are
+    /// gone. A child that only executes another program never comes here.
     fn in_child(&self);
 }
 
@@ -22,18 +27,27 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Vec::new());
 
 #[derive(Default)]
 struct Holding {
-    // Dropped in this order.
     states: Vec<(Box<dyn Any>, Arc<dyn Forked>)>,
     registry: Option<MutexGuard<'static, Registry>>,
 }
 
 thread_local! {
-    // The thread that forks is the one that runs all three hooks, in the child too.
+    // The thread that forks is the one that runs all three handlers, in the child too.
     static HOLDING: RefCell<Holding> = RefCell::default();
 }
 
-/// Makes a state known to the hooks below for as long as it lives.
+/// Makes a state known to the handlers for as long as it lives.
 pub fn register(state: &Arc<impl Forked + 'static>) {
+    static HANDLERS: Once = Once::new();
+    HANDLERS.call_once(|| {
+        // SAFETY: the handlers are functions of this library, which is never unloaded. They take
+        // and release locks that no thread holds while it waits for another, and allocate, which
+        // the C library allows in them: its own locks are taken after `before` and released first.
+        #[cfg(unix)]
+        unsafe {
+            libc::pthread_atfork(Some(before), Some(after_in_parent), Some(after_in_child));
+        }
+    });
     let state: Arc<dyn Forked> = state.clone();
     let mut registry = lock(&REGISTRY);
     registry.retain(|s| s.strong_count() > 0);
@@ -41,26 +55,38 @@ pub fn register(state: &Arc<impl Forked + 'static>) {
 }
 
 /// Takes every lock, in the order of registration. Nothing else ever holds two of them.
-pub fn before() {
+#[cfg(unix)]
+extern "C" fn before() {
     let registry = lock(&REGISTRY);
     let alive: Vec<Arc<dyn Forked>> = registry.iter().filter_map(Weak::upgrade).collect();
     let states = alive.into_iter().map(|s| (s.clone().hold(), s)).collect();
     HOLDING.with_borrow_mut(|h| *h = Holding { states, registry: Some(registry) });
 }
 
-/// Releases the locks in the parent.
-pub fn after_in_parent() {
-    drop(HOLDING.take());
+#[cfg(unix)]
+extern "C" fn after_in_parent() {
+    release(|_| ());
 }
 
-/// Releases the locks in the child and lets every state forget the threads that are gone.
-pub fn after_in_child() {
+#[cfg(unix)]
+extern "C" fn after_in_child() {
+    release(|state| state.forked());
+}
+
+#[cfg(unix)]
+fn release(then: impl Fn(&dyn Forked)) {
     let Holding { states, registry } = HOLDING.take();
     drop(registry);
     for (guard, state) in states {
         drop(guard);
-        state.in_child();
+        then(&*state);
     }
+}
+
+/// To be called in a forked child before anything else is done with the states.
+pub fn settle_in_child() {
+    let alive: Vec<Arc<dyn Forked>> = lock(&REGISTRY).iter().filter_map(Weak::upgrade).collect();
+    alive.iter().for_each(|state| state.in_child());
 }
 
 /// Locks; a panic elsewhere does not spread, since owners of memory keep their states usable

@@ -116,6 +116,11 @@ fn by_dtype(array: &Bound<'_, PyAny>) -> PyResult<Export> {
     let untyped = if shape.is_empty() { scalar(&untyped)? } else { untyped };
     let buffer = PyUntypedBuffer::get(&untyped)
         .map_err(|error| unsupported_because(py, format!("an array of {dtype}"), error))?;
+    // The array may have been given another shape meanwhile: the buffer's goes with its strides.
+    let layout = match &shape[..] {
+        [] => layout,
+        _ => Layout::new(layout.dtype().clone(), buffer.shape()).map_err(invalid)?,
+    };
     Ok(from_buffer(buffer, layout))
 }
 
