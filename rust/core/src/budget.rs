@@ -4,7 +4,8 @@
 ///
 /// The invariant that makes a budget strict is `held + claimed <= limit` after every step that
 /// adds: memory is claimed before it is taken, and stays held until the system has it back.
-/// Only lowering the limit can leave `held` above it, until pinned bytes go and what is on its way in has arrived.
+/// Only lowering the limit can leave `held` above it, until pinned bytes go and what is on its
+/// way in has arrived.
 #[derive(Debug, Clone, Default)]
 pub struct Budget {
     limit: usize,
