@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod budget;
 pub mod cache;
+pub mod compact;
 pub mod descriptor;
 pub mod digest;
 pub mod error;
@@ -11,4 +12,5 @@ pub mod lru;
 pub mod pack;
 pub mod pixels;
 pub mod proc;
+pub mod simd;
 pub mod value;

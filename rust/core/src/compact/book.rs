@@ -1,0 +1,241 @@
+//! What codes mean: tables of bit patterns that only ever grow.
+//!
+//! A slot is filled once, by compare-and-swap, and never changed: entries stay readable while
+//! others extend the book, and two encoders that fill one slot find out who was first. A book
+//! into which one odd image has put wrong levels does not match the next sample and gets a
+//! successor; it lives on as long as entries refer to it.
+
+use super::fit::Lattice;
+use super::formula::Formula;
+use super::sample::{Count, OUTLIERS};
+use crate::layout::DType;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Books that are offered to new images.
+const KEPT: usize = 32;
+const FILLED: u64 = 1 << 32;
+
+/// One channel's table.
+#[derive(Debug)]
+pub(super) struct Channel {
+    /// Where values belong; a channel without one takes any 256 values.
+    pub lattice: Option<Lattice>,
+    slots: [AtomicU64; 256],
+    filled: AtomicU32,
+    /// What was found, and how many slots were filled when it was looked for.
+    formula: Mutex<(u32, Option<Formula>)>,
+}
+
+/// The tables of one channel layout and element type.
+#[derive(Debug)]
+pub struct Book {
+    dtype: DType,
+    pub(super) channels: Box<[Channel]>,
+    alive: Arc<AtomicUsize>,
+}
+
+/// The books of a cache.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// The most recently used first.
+    list: Mutex<Vec<Arc<Book>>>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Channel {
+    fn new(lattice: Option<Lattice>) -> Self {
+        Self {
+            lattice,
+            slots: [const { AtomicU64::new(0) }; 256],
+            filled: AtomicU32::new(0),
+            formula: Mutex::new((0, None)),
+        }
+    }
+
+    /// The bit pattern of a slot, if it has one.
+    #[inline(always)]
+    pub fn get(&self, slot: u8) -> Option<u32> {
+        let slot = self.slots[usize::from(slot)].load(Ordering::Acquire);
+        (slot & FILLED != 0).then_some(slot as u32)
+    }
+
+    /// Fills a slot unless it is filled, and returns what it holds then.
+    pub fn fill(&self, slot: u8, bits: u32) -> u32 {
+        let new = FILLED | u64::from(bits);
+        let slot = &self.slots[usize::from(slot)];
+        match slot.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                self.filled.fetch_add(1, Ordering::Relaxed);
+                bits
+            }
+            Err(other) => other as u32,
+        }
+    }
+
+    /// The formula that was found for this table; to be proven before use.
+    pub fn formula(&self) -> Option<Formula> {
+        lock(&self.formula).1
+    }
+
+    /// Whether most of what was counted is in the table, and most of the rest may be.
+    fn suits(&self, counts: &[Count]) -> bool {
+        let mut known: Vec<u32> = (0..=255).filter_map(|slot| self.get(slot)).collect();
+        known.sort_unstable();
+        let (mut old, mut new, mut odd, mut clashes) = (0, 0, 0, 0);
+        for &Count { bits, times, flat } in counts {
+            let bits = bits as u32;
+            let slot = self.lattice.map(|lattice| lattice.slot(f32::from_bits(bits)));
+            match slot {
+                _ if known.binary_search(&bits).is_ok() => old += times,
+                Some(Some(slot)) if self.get(slot).is_some() => clashes += times,
+                Some(None) => odd += 1,
+                None if flat => (),
+                _ => new += times,
+            }
+        }
+        odd <= OUTLIERS && old > new && 64 * clashes <= old
+    }
+
+    /// Looks for a formula if slots were filled since the last time.
+    fn look(&self) {
+        let filled = self.filled.load(Ordering::Relaxed);
+        if self.lattice.is_none() || lock(&self.formula).0 == filled {
+            return;
+        }
+        let levels = (0..=255u8).filter_map(|slot| Some((slot, f32::from_bits(self.get(slot)?))));
+        let mut levels: Vec<_> = levels.collect();
+        levels.sort_by(|a, b| a.1.total_cmp(&b.1));
+        *lock(&self.formula) = (filled, Formula::find(&levels));
+    }
+}
+
+impl Book {
+    /// A book of one table for each channel, filled with what a sample showed, the frequent
+    /// first; `None` when the values do not suit it.
+    fn learn(books: &Books, dtype: &DType, counts: &[Vec<Count>], kind: Kind) -> Option<Self> {
+        let mut channels = Vec::with_capacity(counts.len());
+        for counts in counts {
+            let lattice = match kind {
+                Kind::Lattice => Some(Lattice::fit(counts)?),
+                Kind::Any => None,
+            };
+            let channel = Channel::new(lattice);
+            let mut counts = counts.clone();
+            counts.sort_by_key(|count| std::cmp::Reverse(count.times));
+            let (mut odd, mut free) = (0, 0..=255u8);
+            for count in counts {
+                let bits = count.bits as u32;
+                let slot = match lattice {
+                    Some(lattice) => lattice.slot(f32::from_bits(bits)),
+                    // What is only seen alone is rather padding than a level.
+                    None if count.flat => continue,
+                    None => free.next(),
+                };
+                odd += usize::from(slot.is_none_or(|slot| channel.fill(slot, bits) != bits));
+            }
+            if odd > OUTLIERS || channel.filled.load(Ordering::Relaxed) < 2 {
+                return None;
+            }
+            channels.push(channel);
+        }
+        let book = Self::new(books, dtype, channels.into());
+        book.settle();
+        Some(book)
+    }
+
+    fn new(books: &Books, dtype: &DType, channels: Box<[Channel]>) -> Self {
+        let book = Self { dtype: dtype.clone(), channels, alive: books.alive.clone() };
+        book.alive.fetch_add(book.bytes(), Ordering::Relaxed);
+        book
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.channels)
+    }
+
+    /// Filled slots: grows, and what it counted stays.
+    pub fn version(&self) -> u32 {
+        self.channels.iter().map(|c| c.filled.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Looks for formulas after the book has grown.
+    pub(super) fn settle(&self) {
+        self.channels.iter().for_each(Channel::look);
+    }
+
+    /// Whether an array that these values were counted in can be expected to fit.
+    fn suits(&self, counts: &[Vec<Count>]) -> bool {
+        self.channels.iter().zip(counts).all(|(channel, counts)| channel.suits(counts))
+    }
+}
+
+/// How a table is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// By rounding to a lattice: `f32`.
+    Lattice,
+    /// By the bits themselves: two bytes.
+    Any,
+}
+
+impl Drop for Book {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(self.bytes(), Ordering::Relaxed);
+    }
+}
+
+impl Books {
+    /// Bytes of all books that are alive, those included that only entries still refer to.
+    pub fn bytes(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Books that new images are matched against.
+    pub fn len(&self) -> usize {
+        lock(&self.list).len()
+    }
+
+    /// Whether nothing was learnt yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A known book for an array in whose channels these values were counted.
+    pub(super) fn find(&self, dtype: &DType, counts: &[Vec<Count>]) -> Option<Arc<Book>> {
+        let known: Vec<Arc<Book>> = {
+            let list = lock(&self.list);
+            let alike = |b: &&Arc<Book>| b.channels.len() == counts.len() && b.dtype == *dtype;
+            list.iter().filter(alike).cloned().collect()
+        };
+        known.into_iter().find(|book| book.suits(counts))
+    }
+
+    /// A new book, not yet offered to others.
+    pub(super) fn learn(
+        &self,
+        dtype: &DType,
+        counts: &[Vec<Count>],
+        kind: Kind,
+    ) -> Option<Arc<Book>> {
+        Book::learn(self, dtype, counts, kind).map(Arc::new)
+    }
+
+    /// Puts a book that has proven itself first; the one not used for longest may go.
+    pub(super) fn keep(&self, book: &Arc<Book>) {
+        let mut list = lock(&self.list);
+        match list.iter().position(|b| Arc::ptr_eq(b, book)) {
+            Some(at) => list[..=at].rotate_right(1),
+            None => list.insert(0, book.clone()),
+        }
+        let oldest = if list.len() > KEPT { list.pop() } else { None };
+        drop(list);
+        drop(oldest);
+    }
+}
+
+/// Nothing panics while these locks are held; a poisoned one guards whole values all the same.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

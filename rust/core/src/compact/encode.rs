@@ -1,0 +1,144 @@
+//! One pass over an array: guess, compare, and look closer only where they differ.
+
+use super::escapes::{Escape, Escapes};
+use super::geometry::{Cursor, Geometry};
+use super::sample::widen;
+use crate::simd::Kernel;
+
+/// Elements that are looked at one by one when any of them has no code.
+const BLOCK: usize = 512;
+
+/// How elements of one type become codes.
+pub(super) trait Coder {
+    /// Bytes of an element.
+    const SIZE: usize;
+    /// Loads what only pays when fused; called once, before anything else.
+    fn prepare<const FUSED: bool>(&mut self) {}
+    /// Writes a code for each element; `false` when any of them does not stand for its element.
+    fn code<const FUSED: bool>(&self, channel: usize, source: &[u8], codes: &mut [u8]) -> bool;
+    /// The code of the first element of `source`, by a new slot if need be.
+    fn place(&mut self, channel: usize, source: &[u8]) -> Option<u8>;
+    /// Called after `place` has filled slots.
+    fn refresh<const FUSED: bool>(&mut self, _channel: usize) {}
+}
+
+/// Why a pass ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// A plane is not repeated after all.
+    Different,
+    /// Too many elements have no code.
+    Foreign,
+}
+
+/// What a pass reads and writes.
+pub(super) struct Pass<'a, 'b, C> {
+    pub coder: &'a mut C,
+    pub geometry: Geometry,
+    pub bytes: &'a [u8],
+    pub chunks: &'a mut [&'b mut [u8]],
+}
+
+impl<C: Coder> Kernel for Pass<'_, '_, C> {
+    type Out = Result<Box<[Escape]>, Stop>;
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) -> Self::Out {
+        let Self { coder, geometry, bytes, chunks } = self;
+        let mut cursor = Cursor::new(geometry, 0);
+        let mut escapes = Escapes::new(geometry.kept());
+        let (mut kept, end) = (0, geometry.kept());
+        coder.prepare::<FUSED>();
+        for chunk in chunks {
+            let len = chunk.len().min(end - kept);
+            let mut codes = &mut chunk[..len];
+            while !codes.is_empty() {
+                let len = cursor.piece().min(codes.len());
+                let (now, rest) = codes.split_at_mut(len);
+                codes = rest;
+                let source = &bytes[cursor.element * C::SIZE..][..len * C::SIZE];
+                piece::<C, FUSED>(coder, cursor.channel, source, now, kept, &mut escapes)?;
+                kept += len;
+                cursor.advance(len);
+                if cursor.second {
+                    let (at, plane) = (cursor.element * C::SIZE, geometry.half * C::SIZE);
+                    if bytes[at - plane..at] != bytes[at..at + plane] {
+                        return Err(Stop::Different);
+                    }
+                    cursor.skip_plane();
+                }
+            }
+        }
+        Ok(escapes.finish())
+    }
+}
+
+#[inline(always)]
+fn piece<C: Coder, const FUSED: bool>(
+    coder: &mut C,
+    channel: usize,
+    source: &[u8],
+    codes: &mut [u8],
+    kept: usize,
+    escapes: &mut Escapes,
+) -> Result<(), Stop> {
+    let mut at = 0;
+    while at < codes.len() {
+        let len = BLOCK.min(codes.len() - at);
+        let block = &source[at * C::SIZE..][..len * C::SIZE];
+        if coder.code::<FUSED>(channel, block, &mut codes[at..at + len]) {
+            at += len;
+        } else {
+            let (source, codes) = (&source[at * C::SIZE..], &mut codes[at..]);
+            at += walk(coder, channel, source, codes, len, kept + at, escapes)?;
+            coder.refresh::<FUSED>(channel);
+        }
+    }
+    Ok(())
+}
+
+/// Codes at least `len` elements one by one, and more if a stretch reaches further.
+#[inline(never)]
+fn walk<C: Coder>(
+    coder: &mut C,
+    channel: usize,
+    source: &[u8],
+    codes: &mut [u8],
+    len: usize,
+    kept: usize,
+    escapes: &mut Escapes,
+) -> Result<usize, Stop> {
+    let mut at = 0;
+    while at < len {
+        let rest = &source[at * C::SIZE..];
+        if let Some(code) = coder.place(channel, rest) {
+            codes[at] = code;
+            at += 1;
+            continue;
+        }
+        let run = equal(rest, C::SIZE, usize::MAX);
+        codes[at..at + run].fill(0);
+        let bits = widen(&rest[..C::SIZE]) as u32;
+        if !escapes.push(kept + at, run, bits) {
+            return Err(Stop::Foreign);
+        }
+        at += run;
+    }
+    Ok(at)
+}
+
+/// How many of the first elements are the same, counted up to about `most`.
+pub(super) fn equal(source: &[u8], size: usize, most: usize) -> usize {
+    // Shifted by one element, a stretch equals itself.
+    let shifted = &source[size..];
+    let mut at = 0;
+    while at < shifted.len().min(most.saturating_mul(size)) {
+        let end = shifted.len().min(at + 64 * size);
+        if source[at..end] != shifted[at..end] {
+            break;
+        }
+        at = end;
+    }
+    let (first, rest) = (&source[..size], shifted[at..].chunks_exact(size));
+    1 + at / size + rest.take(64).take_while(|&element| element == first).count()
+}

@@ -1,0 +1,134 @@
+//! Arrays of few values or long runs, of any element type: masks, indices, constant images.
+
+use super::sample::{Sample, widen};
+
+/// The most values that a code tells apart.
+const VALUES: usize = 256;
+/// Runs are kept while they take less than this share of the array.
+const SHARE: usize = 16;
+
+/// A value and the element at which its run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The element's bytes, little-endian.
+    pub bits: u64,
+    /// The first element behind the run.
+    pub end: u32,
+}
+
+/// The array as runs, if there are few.
+pub(super) fn runs(bytes: &[u8], size: usize) -> Option<Box<[Run]>> {
+    let most = bytes.len() / (SHARE * size_of::<Run>());
+    let (mut list, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        if list.len() >= most {
+            return None;
+        }
+        let rest = &bytes[at..];
+        at += super::encode::equal(rest, size, usize::MAX) * size;
+        list.push(Run { bits: widen(&rest[..size]), end: (at / size) as u32 });
+    }
+    Some(list.into())
+}
+
+/// Writes the elements from `start` on.
+pub(super) fn unpack_runs(runs: &[Run], size: usize, start: usize, out: &mut [u8]) {
+    let first = runs.partition_point(|run| run.end as usize <= start);
+    let mut at = 0;
+    for run in &runs[first..] {
+        let end = ((run.end as usize - start) * size).min(out.len());
+        fill(&mut out[at..end], run.bits, size);
+        at = end;
+        if at == out.len() {
+            break;
+        }
+    }
+}
+
+fn fill(out: &mut [u8], bits: u64, size: usize) {
+    let bytes = bits.to_le_bytes();
+    let element = &bytes[..size];
+    if element.iter().all(|&byte| byte == element[0]) {
+        out.fill(element[0]);
+    } else {
+        out.chunks_exact_mut(size).for_each(|to| to.copy_from_slice(element));
+    }
+}
+
+/// Whether the sample shows at most 256 values.
+pub(super) fn seems_few(sample: &Sample, elements: usize) -> bool {
+    let one = super::Geometry { elements, channels: 1, inner: elements, half: 0 };
+    sample.tally(&one).is_some_and(|counts| counts[0].len() <= VALUES)
+}
+
+/// Values in the order of their first appearance, found by hashing.
+struct Palette {
+    values: Vec<u64>,
+    /// One more than an index into `values`.
+    slots: [u16; 4 * VALUES],
+}
+
+impl Palette {
+    #[inline(always)]
+    fn code(&mut self, bits: u64) -> Option<u8> {
+        let mut at = (bits.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54) as usize;
+        loop {
+            let slot = self.slots[at % (4 * VALUES)];
+            if slot == 0 {
+                break;
+            }
+            let index = usize::from(slot - 1);
+            if self.values[index] == bits {
+                return Some(index as u8);
+            }
+            at += 1;
+        }
+        if self.values.len() == VALUES {
+            return None;
+        }
+        self.values.push(bits);
+        self.slots[at % (4 * VALUES)] = self.values.len() as u16;
+        Some((self.values.len() - 1) as u8)
+    }
+}
+
+/// Writes a code for each element, `None` when there are too many values.
+pub(super) fn pack(bytes: &[u8], size: usize, chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
+    let mut palette = Palette { values: Vec::new(), slots: [0; 4 * VALUES] };
+    let mut elements = bytes.chunks_exact(size);
+    for chunk in chunks {
+        for (code, element) in chunk.iter_mut().zip(&mut elements) {
+            *code = palette.code(widen(element))?;
+        }
+    }
+    Some(palette.values.into())
+}
+
+/// Writes the elements from `start` on.
+pub(super) fn unpack(values: &[u64], size: usize, chunks: &[&[u8]], start: usize, out: &mut [u8]) {
+    let mut table = [0; VALUES];
+    table[..values.len()].copy_from_slice(values);
+    match size {
+        4 => look_up::<4>(&table, chunks, start, out),
+        _ => look_up::<8>(&table, chunks, start, out),
+    }
+}
+
+fn look_up<const SIZE: usize>(
+    table: &[u64; VALUES],
+    chunks: &[&[u8]],
+    start: usize,
+    mut out: &mut [u8],
+) {
+    let mut skip = start;
+    for chunk in chunks {
+        let codes = chunk.get(skip..).unwrap_or(&[]);
+        skip = skip.saturating_sub(chunk.len());
+        let (now, rest) = out.split_at_mut(out.len().min(codes.len() * SIZE));
+        for (element, &code) in now.as_chunks_mut::<SIZE>().0.iter_mut().zip(codes) {
+            let bytes = table[usize::from(code)].to_le_bytes();
+            *element = std::array::from_fn(|i| bytes[i]);
+        }
+        out = rest;
+    }
+}

@@ -1,0 +1,170 @@
+//! `f32` against a lattice.
+
+use super::book::{Book, Channel};
+use super::decode::Decoder;
+use super::encode::Coder;
+use super::fit::Lattice;
+use super::formula::Proven;
+use std::sync::Arc;
+
+/// A copy of one channel's table. An empty slot holds the bits of a filled one, whose own guess
+/// is that other slot: nothing is coded as an empty slot by accident.
+struct Table {
+    lattice: Lattice,
+    bits: [u32; 256],
+    filled: [bool; 256],
+    proven: Option<Proven>,
+    /// The levels that the formula may stand for: the lowest, and how many follow.
+    stretch: (u8, u8),
+}
+
+impl Table {
+    fn load(channel: &Channel, lattice: Lattice) -> Self {
+        let mut table =
+            Self { lattice, bits: [0; 256], filled: [false; 256], proven: None, stretch: (0, 0) };
+        let mut any = 0;
+        for slot in 0..=255u8 {
+            if let Some(bits) = channel.get(slot) {
+                (table.bits[usize::from(slot)], table.filled[usize::from(slot)]) = (bits, true);
+                any = bits;
+            }
+        }
+        for (bits, filled) in table.bits.iter_mut().zip(&table.filled) {
+            *bits = if *filled { *bits } else { any };
+        }
+        table
+    }
+
+    #[inline(always)]
+    fn prove<const FUSED: bool>(&mut self, channel: &Channel) {
+        if FUSED {
+            self.proven = channel.formula().and_then(|f| f.prove(&self.bits, &self.filled));
+            self.stretch = self.proven.map_or((0, 0), |proven| proven.stretch(&self.filled));
+        }
+    }
+}
+
+/// The tables of a book, as they were.
+pub(super) struct Floats {
+    book: Arc<Book>,
+    tables: Box<[Table]>,
+}
+
+impl Floats {
+    /// Copies the tables; `None` for a book of another kind.
+    pub fn load(book: &Arc<Book>) -> Option<Self> {
+        let load = |channel: &Channel| Some(Table::load(channel, channel.lattice?));
+        let tables = book.channels.iter().map(load).collect::<Option<_>>()?;
+        Some(Self { book: book.clone(), tables })
+    }
+
+    #[inline(always)]
+    fn prove<const FUSED: bool>(&mut self) {
+        for (table, channel) in self.tables.iter_mut().zip(&self.book.channels) {
+            table.prove::<FUSED>(channel);
+        }
+    }
+}
+
+impl Coder for Floats {
+    const SIZE: usize = 4;
+
+    #[inline(always)]
+    fn prepare<const FUSED: bool>(&mut self) {
+        self.prove::<FUSED>();
+    }
+
+    #[inline(always)]
+    fn code<const FUSED: bool>(&self, channel: usize, source: &[u8], codes: &mut [u8]) -> bool {
+        let table = &self.tables[channel];
+        let proven = table.proven.filter(|_| FUSED);
+        proven.is_some_and(|proven| by_formula(table, &proven, source, codes))
+            || by_table(table, source, codes)
+    }
+
+    fn place(&mut self, channel: usize, source: &[u8]) -> Option<u8> {
+        let bits = u32::from_le_bytes(*source.first_chunk()?);
+        let (table, channel) = (&mut self.tables[channel], &self.book.channels[channel]);
+        let slot = table.lattice.slot(f32::from_bits(bits))?;
+        let at = usize::from(slot);
+        if !table.filled[at] {
+            (table.bits[at], table.filled[at]) = (channel.fill(slot, bits), true);
+            // One level more than the formula is known to cover.
+            table.proven = None;
+        }
+        (table.bits[at] == bits).then_some(slot)
+    }
+
+    #[inline(always)]
+    fn refresh<const FUSED: bool>(&mut self, channel: usize) {
+        let (table, channel) = (&mut self.tables[channel], &self.book.channels[channel]);
+        if FUSED && table.proven.is_none() {
+            table.prove::<FUSED>(channel);
+        }
+    }
+}
+
+impl Decoder for Floats {
+    const SIZE: usize = 4;
+
+    #[inline(always)]
+    fn prepare<const FUSED: bool>(&mut self) {
+        self.prove::<FUSED>();
+    }
+
+    #[inline(always)]
+    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], out: &mut [u8]) {
+        let table = &self.tables[channel];
+        match table.proven {
+            Some(proven) if FUSED => {
+                for (out, &code) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+                    *out = proven.value(code).to_le_bytes();
+                }
+            }
+            _ => look_up(&table.bits, codes, out),
+        }
+    }
+}
+
+/// Two elements to a store.
+#[inline(always)]
+fn look_up(bits: &[u32; 256], codes: &[u8], out: &mut [u8]) {
+    let (pairs, last) = codes.as_chunks::<2>();
+    let (stores, end) = out.as_chunks_mut::<8>();
+    for (store, &[a, b]) in stores.iter_mut().zip(pairs) {
+        let (a, b) = (bits[usize::from(a)], bits[usize::from(b)]);
+        *store = (u64::from(a) | u64::from(b) << 32).to_le_bytes();
+    }
+    for (store, &code) in end.as_chunks_mut::<4>().0.iter_mut().zip(last) {
+        *store = bits[usize::from(code)].to_le_bytes();
+    }
+}
+
+#[inline(always)]
+fn by_table(table: &Table, source: &[u8], codes: &mut [u8]) -> bool {
+    let (elements, _) = source.as_chunks::<4>();
+    for (code, &element) in codes.iter_mut().zip(elements) {
+        *code = table.lattice.guess(f32::from_le_bytes(element)) as u8;
+    }
+    let mut wrong = 0;
+    for (&code, &element) in codes.iter().zip(elements) {
+        wrong |= table.bits[usize::from(code)] ^ u32::from_le_bytes(element);
+    }
+    wrong == 0
+}
+
+/// Compares with what the decoder would compute, which was proven to be what the table holds.
+#[inline(always)]
+fn by_formula(table: &Table, proven: &Proven, source: &[u8], codes: &mut [u8]) -> bool {
+    let (lattice, (low, span)) = (table.lattice, table.stretch);
+    let (elements, _) = source.as_chunks::<4>();
+    let mut wrong = 0;
+    for (code, &element) in codes.iter_mut().zip(elements) {
+        let x = f32::from_le_bytes(element);
+        let slot = lattice.guess(x) as u8;
+        *code = slot;
+        wrong |= proven.value(slot).to_bits() ^ x.to_bits();
+        wrong |= u32::from(proven.level(slot).wrapping_sub(low) > span);
+    }
+    wrong == 0
+}

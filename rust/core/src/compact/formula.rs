@@ -1,0 +1,167 @@
+//! The arithmetic that a processor made its levels with, recovered from the levels alone.
+//!
+//! A formula only replaces a table that it reproduces bit by bit, which is checked whenever a
+//! table is loaded: there are 256 inputs. Where it does, whole registers are coded at once.
+
+/// Level `k` is `(k / divisor - mean) / deviation`, every operation rounded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Formula {
+    divisor: f32,
+    mean: f32,
+    deviation: f32,
+    /// The slot of level 0.
+    first: u8,
+}
+
+/// Neighbouring floats that are tried on either side of an estimate.
+const NEIGHBOURS: i32 = 8;
+
+impl Formula {
+    /// The formula of a table, `levels` in ascending order of value as `(slot, value)`.
+    pub fn find(levels: &[(u8, f32)]) -> Option<Self> {
+        let (&(lowest, low), &(highest, high)) = (levels.first()?, levels.last()?);
+        let span = highest.wrapping_sub(lowest);
+        if levels.len() < 16 {
+            return None;
+        }
+        // The lowest or the highest of them is the end of what eight bits hold, or we wait.
+        let shifts = [0, 255 - span];
+        for shift in &shifts[..if span == 255 { 1 } else { 2 }] {
+            let first = lowest.wrapping_sub(*shift);
+            for divisor in [255.0f32, 1.0] {
+                let step = (f64::from(high) - f64::from(low)) / f64::from(span);
+                let deviation = 1.0 / (f64::from(divisor) * step);
+                let mean = f64::from(*shift) / f64::from(divisor) - f64::from(low) * deviation;
+                for deviation in neighbours(deviation as f32) {
+                    for mean in neighbours(mean as f32).chain([0.0]) {
+                        let formula = Self { divisor, mean, deviation, first };
+                        if formula.gives(levels) {
+                            return Some(formula);
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn gives(&self, levels: &[(u8, f32)]) -> bool {
+        // The ends tell most candidates apart.
+        let ends = levels.first().into_iter().chain(levels.last());
+        ends.chain(levels).all(|&(slot, value)| {
+            let level = f32::from(slot.wrapping_sub(self.first));
+            ((level / self.divisor - self.mean) / self.deviation).to_bits() == value.to_bits()
+        })
+    }
+
+    /// The same without divisions, if it reproduces every filled slot. To be compiled with FMA.
+    #[inline(always)]
+    pub fn prove(&self, bits: &[u32; 256], filled: &[bool; 256]) -> Option<Proven> {
+        let proven = Proven {
+            divisor: (self.divisor, 1.0 / self.divisor),
+            mean: self.mean,
+            deviation: (self.deviation, 1.0 / self.deviation),
+            first: self.first,
+        };
+        let slots = (0..=255u8).zip(bits).zip(filled);
+        let wrong = slots.fold(0, |wrong, ((slot, bits), &filled)| {
+            wrong | if filled { proven.value(slot).to_bits() ^ bits } else { 0 }
+        });
+        (wrong == 0).then_some(proven)
+    }
+}
+
+/// The 17 floats around one.
+fn neighbours(x: f32) -> impl Iterator<Item = f32> {
+    let zigzag = (0..=2 * NEIGHBOURS).map(|i| if i % 2 == 0 { i / 2 } else { -(i + 1) / 2 });
+    zigzag.map(move |i| f32::from_bits(x.to_bits().wrapping_add_signed(i)))
+}
+
+/// A formula that is equal to the table it stands for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Proven {
+    divisor: (f32, f32),
+    mean: f32,
+    deviation: (f32, f32),
+    first: u8,
+}
+
+impl Proven {
+    /// Level 0 to 255 of a slot.
+    #[inline(always)]
+    pub fn level(&self, slot: u8) -> u8 {
+        slot.wrapping_sub(self.first)
+    }
+
+    /// The longest stretch of levels whose slots are all filled: its lowest, and how many follow.
+    pub fn stretch(&self, filled: &[bool; 256]) -> (u8, u8) {
+        let (mut best, mut start) = ((0, 0), 0);
+        for level in 0..256usize {
+            if !filled[usize::from(self.first.wrapping_add(level as u8))] {
+                start = level + 1;
+            } else if level - start >= usize::from(best.1) {
+                best = (start as u8, (level - start) as u8);
+            }
+        }
+        best
+    }
+
+    /// The value of a slot.
+    #[inline(always)]
+    pub fn value(&self, slot: u8) -> f32 {
+        let x = divide(f32::from(self.level(slot)), self.divisor);
+        divide(x - self.mean, self.deviation)
+    }
+}
+
+/// `x` over a divisor whose reciprocal is known: one step of correction makes it exact nearly
+/// always, and where it is not the proof fails.
+#[inline(always)]
+fn divide(x: f32, (divisor, reciprocal): (f32, f32)) -> f32 {
+    let q = x * reciprocal;
+    (-divisor).mul_add(q, x).mul_add(reciprocal, q)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONSTANTS: [(f32, f32); 8] = [
+        (0.481_454_66, 0.268_629_54),
+        (0.457_827_5, 0.261_302_58),
+        (0.408_210_73, 0.275_777_1),
+        (0.485, 0.229),
+        (0.456, 0.224),
+        (0.406, 0.225),
+        (0.5, 0.5),
+        (0.0, 1.0),
+    ];
+
+    #[test]
+    fn constants_are_recovered_from_levels() {
+        for (mean, deviation) in CONSTANTS {
+            for fused in [false, true] {
+                let value = |k: u8| match fused {
+                    false => (f32::from(k) / 255.0 - mean) / deviation,
+                    true => (f32::from(k) - mean * 255.0) / (deviation * 255.0),
+                };
+                for (low, high) in [(0, 255), (0, 200), (90, 255)] {
+                    let slot = |k: u8| k.wrapping_add(77);
+                    let levels: Vec<_> = (low..=high).map(|k| (slot(k), value(k))).collect();
+                    let formula = Formula::find(&levels).unwrap();
+                    let (mut bits, mut filled) = ([0; 256], [false; 256]);
+                    for (slot, value) in levels {
+                        bits[usize::from(slot)] = value.to_bits();
+                        filled[usize::from(slot)] = true;
+                    }
+                    let proven = formula.prove(&bits, &filled).unwrap();
+                    assert_eq!(proven.stretch(&filled).1, high - low);
+                    filled[usize::from(slot(low + 3))] = false;
+                    assert_eq!(proven.stretch(&filled).1, high - low - 4);
+                    bits[usize::from(slot(low))] ^= 1;
+                    assert!(formula.prove(&bits, &filled).is_none());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Which elements share a lattice, and which repeat others.
+
+use crate::layout::Layout;
+
+/// Element `i` belongs to channel `(i / inner) % channels`. Of every `2 * half` elements the second
+/// half equals the first and has no codes; `half` is 0 where nothing repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Elements of the array.
+    pub elements: usize,
+    /// Channels, 1 to 4.
+    pub channels: usize,
+    /// Neighbouring elements of one channel.
+    pub inner: usize,
+    /// Elements of a repeated plane, or 0.
+    pub half: usize,
+}
+
+/// Most channels an array is tried with.
+pub const CHANNELS: usize = 4;
+
+impl Geometry {
+    /// The codes that are kept.
+    pub fn kept(&self) -> usize {
+        if self.half == 0 { self.elements } else { self.elements / 2 }
+    }
+
+    /// The element of the first plane that a code belongs to.
+    pub fn element(&self, kept: usize) -> usize {
+        if self.half == 0 { kept } else { kept + kept / self.half * self.half }
+    }
+}
+
+/// Channel layouts worth trying, the likeliest first: one lattice for all, an axis of two to four
+/// channels, three blocks in each row, interleaved.
+pub(super) fn candidates(layout: &Layout, elements: usize) -> Vec<Geometry> {
+    let of = |channels, inner| Geometry { elements, channels, inner, half: 0 };
+    let mut found = vec![of(1, elements)];
+    let mut add = |channels: usize, inner: usize| {
+        let one = of(channels, inner);
+        if inner > 0 && elements.is_multiple_of(channels * inner) && !found.contains(&one) {
+            found.push(one);
+        }
+    };
+    let mut inner = elements;
+    for &axis in layout.shape() {
+        inner /= axis.max(1);
+        if (2..=CHANNELS).contains(&axis) {
+            add(axis, inner);
+        }
+    }
+    if let Some(&last) = layout.shape().last().filter(|&&n| n.is_multiple_of(3)) {
+        add(3, last / 3);
+        add(3, 1);
+    }
+    found
+}
+
+/// The length of a plane that seems to be followed by its repetition, or 0.
+pub(super) fn repeated(layout: &Layout, found: &Geometry, bytes: &[u8], size: usize) -> usize {
+    let mut halves = Vec::new();
+    let mut inner = found.elements;
+    for &axis in layout.shape() {
+        inner /= axis.max(1);
+        if axis == 2 {
+            halves.push(inner);
+        }
+    }
+    let last = layout.shape().last().copied().unwrap_or(0);
+    halves.extend([last / 6, found.inner / 2, last / 2]);
+    let repeats = |half: &usize| {
+        *half > 0 && found.elements.is_multiple_of(2 * half) && repeats(bytes, half * size, size)
+    };
+    halves.into_iter().find(repeats).unwrap_or(0)
+}
+
+/// Whether two dozen probes of the first plane are found again in the second, and differ among
+/// themselves: a constant image repeats in every way.
+fn repeats(bytes: &[u8], plane: usize, size: usize) -> bool {
+    const PROBES: usize = 24;
+    let pairs = bytes.len() / (2 * plane);
+    let width = plane.min(8 * size);
+    let probe = |i: usize| {
+        let pair = spread(i, pairs) * 2 * plane;
+        let at = pair + spread(i * 7 + 3, (plane - width) / size + 1) * size;
+        (&bytes[at..at + width], &bytes[at + plane..at + plane + width])
+    };
+    let first = probe(0).0;
+    (0..PROBES).map(probe).all(|(one, other)| one == other)
+        && (0..PROBES).map(probe).any(|(one, _)| one != first)
+}
+
+/// The `i`-th of points that fill `0..n` evenly and fall into step with no period.
+pub(super) fn spread(i: usize, n: usize) -> usize {
+    let turn = (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    ((u128::from(turn) * n as u128) >> 64) as usize
+}
+
+/// Walks elements in pieces of one channel and one plane, without dividing.
+#[derive(Debug, Clone)]
+pub(super) struct Cursor {
+    geometry: Geometry,
+    /// Channel of the next element.
+    pub channel: usize,
+    /// Whether the next element repeats an earlier one.
+    pub second: bool,
+    /// The next element.
+    pub element: usize,
+    in_channel: usize,
+    in_plane: usize,
+}
+
+impl Cursor {
+    #[inline(always)]
+    pub fn new(geometry: Geometry, element: usize) -> Self {
+        let Geometry { channels, inner, half, .. } = geometry;
+        let (second, in_plane) = match half {
+            0 => (false, usize::MAX),
+            _ => (element / half % 2 == 1, half - element % half),
+        };
+        let (channel, in_channel) = (element / inner % channels, inner - element % inner);
+        Self { geometry, channel, second, element, in_channel, in_plane }
+    }
+
+    /// Index of the code of the next element.
+    #[inline(always)]
+    pub fn kept(&self) -> usize {
+        match self.geometry.half {
+            0 => self.element,
+            half => self.element / (2 * half) * half + (half - self.in_plane),
+        }
+    }
+
+    /// How many elements follow in this channel and plane.
+    #[inline(always)]
+    pub fn piece(&self) -> usize {
+        self.in_channel.min(self.in_plane)
+    }
+
+    /// Moves on by up to [`piece`](Self::piece) elements.
+    #[inline(always)]
+    pub fn advance(&mut self, elements: usize) {
+        self.element += elements;
+        self.in_channel -= elements;
+        if self.in_channel == 0 {
+            self.in_channel = self.geometry.inner;
+            self.channel += 1;
+            if self.channel == self.geometry.channels {
+                self.channel = 0;
+            }
+        }
+        if self.geometry.half > 0 {
+            self.in_plane -= elements;
+            if self.in_plane == 0 {
+                self.in_plane = self.geometry.half;
+                self.second = !self.second;
+            }
+        }
+    }
+
+    /// Moves past the whole plane that follows.
+    #[inline(always)]
+    pub fn skip_plane(&mut self) {
+        if self.in_plane <= self.in_channel {
+            self.advance(self.in_plane);
+        } else {
+            *self = Self::new(self.geometry, self.element + self.in_plane);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_agrees_with_the_definition() {
+        for (channels, inner, half) in
+            [(1, 96, 0), (3, 4, 0), (3, 8, 4), (2, 4, 24), (3, 1, 2), (2, 3, 2)]
+        {
+            let geometry = Geometry { elements: 96, channels, inner, half };
+            for start in 0..96 {
+                let mut cursor = Cursor::new(geometry, start);
+                while cursor.element < 96 {
+                    let i = cursor.element;
+                    assert_eq!(cursor.channel, i / inner % channels);
+                    let (plane, kept) = match half {
+                        0 => (0, i),
+                        _ => (i / half % 2, i / (2 * half) * half + i % half),
+                    };
+                    assert_eq!((cursor.second, cursor.kept()), (plane == 1, kept));
+                    assert_eq!(geometry.element(kept) + plane * half, i);
+                    cursor.advance(cursor.piece().min(1 + start % 3));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn spread_fills_the_range() {
+        let mut hit = [false; 64];
+        (0..200).for_each(|i| hit[spread(i, 64)] = true);
+        assert!(hit.iter().all(|&h| h));
+    }
+}

@@ -1,0 +1,73 @@
+//! The same safe source compiled for what the processor has. Only entering it is unsafe.
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+
+/// Instructions that code may be compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// What every processor of the target has.
+    Portable,
+    /// AVX2 and FMA, on x86-64.
+    Avx2,
+}
+
+/// Work whose [`run`](Kernel::run), and all that it calls in its loops, is `#[inline(always)]`: then
+/// it is compiled anew for each level.
+pub trait Kernel {
+    /// What comes out.
+    type Out;
+    /// Does the work. `FUSED`: `f32::mul_add` is one instruction, not a call.
+    fn run<const FUSED: bool>(self) -> Self::Out;
+}
+
+impl Level {
+    /// The best level of this machine, or the one that `MEMWEIR_SIMD` (`portable`, `avx2`) names;
+    /// a level that the machine lacks, and any other value, names nothing.
+    pub fn get() -> Self {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(|| {
+            let asked = std::env::var("MEMWEIR_SIMD").unwrap_or_default();
+            match (asked.as_str(), Self::Avx2.is_here()) {
+                ("portable", _) | (_, false) => Self::Portable,
+                _ => Self::Avx2,
+            }
+        })
+    }
+
+    /// The levels of this machine.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Portable, Self::Avx2].into_iter().filter(|level| level.is_here())
+    }
+
+    /// Whether `f32::mul_add` is one instruction.
+    pub fn is_fused(self) -> bool {
+        self == Self::Avx2 || cfg!(target_arch = "aarch64")
+    }
+
+    fn is_here(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => false,
+        }
+    }
+
+    /// Runs `kernel`, compiled for this level; for [`Level::Portable`] where the machine lacks it.
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx2 && self.is_here() {
+            // SAFETY: the features were detected on this machine.
+            return unsafe { avx2(kernel) };
+        }
+        kernel.run::<{ cfg!(target_arch = "aarch64") }>()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<true>()
+}
