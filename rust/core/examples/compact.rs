@@ -141,12 +141,13 @@ fn case(name: &str, layout: &Layout, first: &[u8], second: &[u8]) {
     let (mut out, mut copy) = (vec![1u8; first.len()], vec![1u8; first.len()]);
     let rounds = if first.len() < 1 << 20 { 201 } else { 31 };
     let (mut copies, mut news, mut encodes, mut decodes) = (vec![], vec![], vec![], vec![]);
-    let mut form = None;
+    let (mut form, mut plans) = (None, vec![]);
     for _ in 0..rounds {
         let books = Books::default();
         copies.push(timed(|| copy.copy_from_slice(black_box(second))));
         news.push(timed(|| form = encode(&books, layout, first, &mut pool)));
         copies.push(timed(|| copy.copy_from_slice(black_box(first))));
+        plans.push(timed(|| _ = black_box(compact::plan(&books, layout, second))));
         encodes.push(timed(|| form = encode(&books, layout, second, &mut pool)));
         let form = form.as_ref().unwrap();
         decodes.push(timed(|| decode(form, black_box(&pool), &mut out)));
@@ -156,10 +157,11 @@ fn case(name: &str, layout: &Layout, first: &[u8], second: &[u8]) {
     let (copy, new) = (median(copies), median(news));
     let (encode, decode) = (median(encodes), median(decodes));
     println!(
-        "{name:10} {:5.1} MB {:.2}:1  memcpy {copy:.3}  first {new:.3} ({:.2} of repeat)  encode {encode:.3} ({:.2}x)  decode {decode:.3} ({:.2}x)  {}",
+        "{name:10} {:5.1} MB {:.2}:1  memcpy {copy:.3}  first {new:.3} ({:.2} of repeat)  plan {:.3}  encode {encode:.3} ({:.2}x)  decode {decode:.3} ({:.2}x)  {}",
         first.len() as f64 / 1e6,
         first.len() as f64 / (form.codes_len() + form.aside()) as f64,
         new / encode,
+        median(plans),
         copy / encode,
         copy / decode,
         form.name(),

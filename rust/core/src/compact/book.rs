@@ -16,6 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const KEPT: usize = 32;
 const FILLED: u64 = 1 << 32;
 
+/// A slot and its value.
+type Level = (u8, f32);
+/// The lowest and the highest level.
+type Ends = (Level, Level);
+
 /// One channel's table.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -23,8 +28,8 @@ pub(super) struct Channel {
     pub lattice: Option<Lattice>,
     slots: [AtomicU64; 256],
     filled: AtomicU32,
-    /// What was found, and how many slots were filled when it was looked for.
-    formula: Mutex<(u32, Option<Formula>)>,
+    /// What was found, and the slots of the lowest and the highest level when it was looked for.
+    formula: Mutex<(Option<(u8, u8)>, Option<Formula>)>,
 }
 
 /// The tables of one channel layout and element type.
@@ -49,7 +54,7 @@ impl Channel {
             lattice,
             slots: [const { AtomicU64::new(0) }; 256],
             filled: AtomicU32::new(0),
-            formula: Mutex::new((0, None)),
+            formula: Mutex::new((None, None)),
         }
     }
 
@@ -97,16 +102,24 @@ impl Channel {
         odd <= OUTLIERS && old > new && 64 * clashes <= old
     }
 
-    /// Looks for a formula if slots were filled since the last time.
-    fn look(&self) {
-        let filled = self.filled.load(Ordering::Relaxed);
-        if self.lattice.is_none() || lock(&self.formula).0 == filled {
-            return;
+    /// Looks for a formula if the levels span another range than the last time.
+    pub fn look(&self) {
+        let levels = || {
+            let level = |slot| Some((slot, f32::from_bits(self.get(slot)?)));
+            (0..=255u8).filter_map(level)
+        };
+        let wider = |ends: Option<Ends>, one: Level| match ends {
+            None => Some((one, one)),
+            Some((low, high)) if one.1 < low.1 => Some((one, high)),
+            Some((low, high)) if one.1 > high.1 => Some((low, one)),
+            ends => ends,
+        };
+        let Some((low, high)) = levels().fold(None, wider) else { return };
+        let ends = Some((low.0, high.0));
+        if self.lattice.is_some() && lock(&self.formula).0 != ends {
+            let levels: Vec<_> = levels().collect();
+            *lock(&self.formula) = (ends, Formula::find(low, high, &levels));
         }
-        let levels = (0..=255u8).filter_map(|slot| Some((slot, f32::from_bits(self.get(slot)?))));
-        let mut levels: Vec<_> = levels.collect();
-        levels.sort_by(|a, b| a.1.total_cmp(&b.1));
-        *lock(&self.formula) = (filled, Formula::find(&levels));
     }
 }
 

@@ -34,32 +34,22 @@ impl<D: Decoder> Kernel for Unpack<'_, D> {
         let near = geometry.half > 0 && geometry.half * D::SIZE <= NEAR;
         let mut cursor = Cursor::new(geometry, start);
         let mut codes = Codes { chunks, index: 0, start: 0 };
-        let mut kept = cursor.kept();
+        let plane = geometry.half * D::SIZE;
         let mut done = 0;
         decoder.prepare::<FUSED>();
         while done < out.len() {
-            let len = cursor.piece().min((out.len() - done) / D::SIZE);
-            let plane = geometry.half * D::SIZE;
-            let len = if cursor.second && near && done >= plane {
+            let mut len = cursor.piece().min((out.len() - done) / D::SIZE);
+            if cursor.second && near && done >= plane {
                 let (before, after) = out.split_at_mut(done);
                 after[..len * D::SIZE].copy_from_slice(&before[done - plane..][..len * D::SIZE]);
-                len
             } else {
-                let codes = codes.from(kept, len);
-                decoder.decode::<FUSED>(
-                    cursor.channel,
-                    codes,
-                    &mut out[done..][..codes.len() * D::SIZE],
-                );
-                kept += codes.len();
-                codes.len()
-            };
-            let second = cursor.second;
+                let codes = codes.from(cursor.kept, len);
+                len = codes.len();
+                let out = &mut out[done..][..len * D::SIZE];
+                decoder.decode::<FUSED>(cursor.channel, codes, out);
+            }
             cursor.advance(len);
             done += len * D::SIZE;
-            if cursor.second != second {
-                kept = cursor.kept();
-            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::sample::widen;
 use crate::simd::Kernel;
 
 /// Elements that are looked at one by one when any of them has no code.
-const BLOCK: usize = 512;
+const BLOCK: usize = 256;
 
 /// How elements of one type become codes.
 pub(super) trait Coder {
@@ -47,18 +47,17 @@ impl<C: Coder> Kernel for Pass<'_, '_, C> {
         let Self { coder, geometry, bytes, chunks } = self;
         let mut cursor = Cursor::new(geometry, 0);
         let mut escapes = Escapes::new(geometry.kept());
-        let (mut kept, end) = (0, geometry.kept());
+        let end = geometry.kept();
         coder.prepare::<FUSED>();
         for chunk in chunks {
-            let len = chunk.len().min(end - kept);
+            let len = chunk.len().min(end - cursor.kept);
             let mut codes = &mut chunk[..len];
             while !codes.is_empty() {
                 let len = cursor.piece().min(codes.len());
                 let (now, rest) = codes.split_at_mut(len);
                 codes = rest;
                 let source = &bytes[cursor.element * C::SIZE..][..len * C::SIZE];
-                piece::<C, FUSED>(coder, cursor.channel, source, now, kept, &mut escapes)?;
-                kept += len;
+                piece::<C, FUSED>(coder, &cursor, source, now, &mut escapes)?;
                 cursor.advance(len);
                 if cursor.second {
                     let (at, plane) = (cursor.element * C::SIZE, geometry.half * C::SIZE);
@@ -76,12 +75,12 @@ impl<C: Coder> Kernel for Pass<'_, '_, C> {
 #[inline(always)]
 fn piece<C: Coder, const FUSED: bool>(
     coder: &mut C,
-    channel: usize,
+    cursor: &Cursor,
     source: &[u8],
     codes: &mut [u8],
-    kept: usize,
     escapes: &mut Escapes,
 ) -> Result<(), Stop> {
+    let Cursor { channel, kept, .. } = *cursor;
     let mut at = 0;
     while at < codes.len() {
         let len = BLOCK.min(codes.len() - at);

@@ -3,7 +3,7 @@
 use super::sample::{Count, OUTLIERS};
 
 /// Adding this to a float of less than 2^22 rounds it to an integer, which then is the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 /// How far from a lattice point, in steps, a value may lie that is to fill its slot.
 const NEAR: f32 = 0.1;
 /// The same while the step is still being estimated.
@@ -28,7 +28,8 @@ impl Lattice {
     /// The slot of a value, if it lies close to a lattice point.
     pub(super) fn slot(self, x: f32) -> Option<u8> {
         let at = x * self.scale + self.offset;
-        ((at - at.round()).abs() < NEAR && at.abs() < 1e6).then(|| self.guess(x) as u8)
+        let nearest = (at + ROUND) - ROUND;
+        ((at - nearest).abs() < NEAR && at.abs() < 1e6).then(|| self.guess(x) as u8)
     }
 
     /// The lattice of all but a few of the values.

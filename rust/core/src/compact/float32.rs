@@ -4,7 +4,8 @@ use super::book::{Book, Channel};
 use super::decode::Decoder;
 use super::encode::Coder;
 use super::fit::Lattice;
-use super::formula::Proven;
+use super::formula::{Proven, STRIP, Stretch};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A copy of one channel's table. An empty slot holds the bits of a filled one, whose own guess
@@ -14,14 +15,22 @@ struct Table {
     bits: [u32; 256],
     filled: [bool; 256],
     proven: Option<Proven>,
-    /// The levels that the formula may stand for: the lowest, and how many follow.
-    stretch: (u8, u8),
+    /// Levels for which the formula stands.
+    stretch: Option<Stretch>,
+    /// Slots were filled that the formula may not hold for.
+    grown: bool,
 }
 
 impl Table {
     fn load(channel: &Channel, lattice: Lattice) -> Self {
-        let mut table =
-            Self { lattice, bits: [0; 256], filled: [false; 256], proven: None, stretch: (0, 0) };
+        let mut table = Self {
+            lattice,
+            bits: [0; 256],
+            filled: [false; 256],
+            proven: None,
+            stretch: None,
+            grown: false,
+        };
         let mut any = 0;
         for slot in 0..=255u8 {
             if let Some(bits) = channel.get(slot) {
@@ -39,7 +48,7 @@ impl Table {
     fn prove<const FUSED: bool>(&mut self, channel: &Channel) {
         if FUSED {
             self.proven = channel.formula().and_then(|f| f.prove(&self.bits, &self.filled));
-            self.stretch = self.proven.map_or((0, 0), |proven| proven.stretch(&self.filled));
+            self.stretch = self.proven.map(|proven| proven.stretch(self.lattice, &self.filled));
         }
     }
 }
@@ -77,20 +86,23 @@ impl Coder for Floats {
     #[inline(always)]
     fn code<const FUSED: bool>(&self, channel: usize, source: &[u8], codes: &mut [u8]) -> bool {
         let table = &self.tables[channel];
-        let proven = table.proven.filter(|_| FUSED);
-        proven.is_some_and(|proven| by_formula(table, &proven, source, codes))
+        let stretch = table.stretch.filter(|_| FUSED);
+        stretch.is_some_and(|stretch| by_formula(&stretch, source, codes))
             || by_table(table, source, codes)
     }
 
     fn place(&mut self, channel: usize, source: &[u8]) -> Option<u8> {
         let bits = u32::from_le_bytes(*source.first_chunk()?);
         let (table, channel) = (&mut self.tables[channel], &self.book.channels[channel]);
+        let guess = table.lattice.guess(f32::from_bits(bits)) as u8;
+        if table.filled[usize::from(guess)] && table.bits[usize::from(guess)] == bits {
+            return Some(guess);
+        }
         let slot = table.lattice.slot(f32::from_bits(bits))?;
         let at = usize::from(slot);
         if !table.filled[at] {
             (table.bits[at], table.filled[at]) = (channel.fill(slot, bits), true);
-            // One level more than the formula is known to cover.
-            table.proven = None;
+            table.grown = true;
         }
         (table.bits[at] == bits).then_some(slot)
     }
@@ -98,8 +110,12 @@ impl Coder for Floats {
     #[inline(always)]
     fn refresh<const FUSED: bool>(&mut self, channel: usize) {
         let (table, channel) = (&mut self.tables[channel], &self.book.channels[channel]);
-        if FUSED && table.proven.is_none() {
+        if FUSED && std::mem::take(&mut table.grown) {
             table.prove::<FUSED>(channel);
+            if table.proven.is_none() {
+                channel.look();
+                table.prove::<FUSED>(channel);
+            }
         }
     }
 }
@@ -117,12 +133,26 @@ impl Decoder for Floats {
         let table = &self.tables[channel];
         match table.proven {
             Some(proven) if FUSED => {
-                for (out, &code) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
-                    *out = proven.value(code).to_le_bytes();
+                let elements = out.as_chunks_mut::<4>().0;
+                for strip in strips(codes.len()) {
+                    for (out, &code) in elements[strip.clone()].iter_mut().zip(&codes[strip]) {
+                        *out = proven.value(code).to_le_bytes();
+                    }
                 }
             }
             _ => look_up(&table.bits, codes, out),
         }
+    }
+}
+
+/// Whole strips that cover `0..len`. The last two may overlap: doing a few elements again is
+/// faster than doing them one by one.
+#[inline(always)]
+fn strips(len: usize) -> [Range<usize>; 2] {
+    match len.checked_sub(STRIP) {
+        None => [0..len, len..len],
+        Some(_) if len.is_multiple_of(STRIP) => [0..len, len..len],
+        Some(last) => [0..len - len % STRIP, last..len],
     }
 }
 
@@ -155,16 +185,15 @@ fn by_table(table: &Table, source: &[u8], codes: &mut [u8]) -> bool {
 
 /// Compares with what the decoder would compute, which was proven to be what the table holds.
 #[inline(always)]
-fn by_formula(table: &Table, proven: &Proven, source: &[u8], codes: &mut [u8]) -> bool {
-    let (lattice, (low, span)) = (table.lattice, table.stretch);
+fn by_formula(stretch: &Stretch, source: &[u8], codes: &mut [u8]) -> bool {
     let (elements, _) = source.as_chunks::<4>();
-    let mut wrong = 0;
-    for (code, &element) in codes.iter_mut().zip(elements) {
-        let x = f32::from_le_bytes(element);
-        let slot = lattice.guess(x) as u8;
-        *code = slot;
-        wrong |= proven.value(slot).to_bits() ^ x.to_bits();
-        wrong |= u32::from(proven.level(slot).wrapping_sub(low) > span);
+    let mut right = true;
+    for strip in strips(codes.len()) {
+        let (codes, rest) = codes[strip.clone()].as_chunks_mut::<STRIP>();
+        for (codes, elements) in codes.iter_mut().zip(elements[strip].as_chunks().0) {
+            right &= stretch.code(codes, elements);
+        }
+        right &= rest.is_empty();
     }
-    wrong == 0
+    right
 }

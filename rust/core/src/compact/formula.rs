@@ -3,6 +3,8 @@
 //! A formula only replaces a table that it reproduces bit by bit, which is checked whenever a
 //! table is loaded: there are 256 inputs. Where it does, whole registers are coded at once.
 
+use super::fit::{Lattice, ROUND};
+
 /// Level `k` is `(k / divisor - mean) / deviation`, every operation rounded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Formula {
@@ -17,14 +19,14 @@ pub(super) struct Formula {
 const NEIGHBOURS: i32 = 8;
 
 impl Formula {
-    /// The formula of a table, `levels` in ascending order of value as `(slot, value)`.
-    pub fn find(levels: &[(u8, f32)]) -> Option<Self> {
-        let (&(lowest, low), &(highest, high)) = (levels.first()?, levels.last()?);
+    /// The formula of a table, given as `(slot, value)` of each level.
+    pub fn find(low: (u8, f32), high: (u8, f32), levels: &[(u8, f32)]) -> Option<Self> {
+        let ((lowest, low), (highest, high)) = (low, high);
         let span = highest.wrapping_sub(lowest);
         if levels.len() < 16 {
             return None;
         }
-        // The lowest or the highest of them is the end of what eight bits hold, or we wait.
+        // One of them is the end of what eight bits hold, or we wait for more.
         let shifts = [0, 255 - span];
         for shift in &shifts[..if span == 255 { 1 } else { 2 }] {
             let first = lowest.wrapping_sub(*shift);
@@ -46,9 +48,7 @@ impl Formula {
     }
 
     fn gives(&self, levels: &[(u8, f32)]) -> bool {
-        // The ends tell most candidates apart.
-        let ends = levels.first().into_iter().chain(levels.last());
-        ends.chain(levels).all(|&(slot, value)| {
+        levels.iter().all(|&(slot, value)| {
             let level = f32::from(slot.wrapping_sub(self.first));
             ((level / self.divisor - self.mean) / self.deviation).to_bits() == value.to_bits()
         })
@@ -63,10 +63,11 @@ impl Formula {
             deviation: (self.deviation, 1.0 / self.deviation),
             first: self.first,
         };
-        let slots = (0..=255u8).zip(bits).zip(filled);
-        let wrong = slots.fold(0, |wrong, ((slot, bits), &filled)| {
-            wrong | if filled { proven.value(slot).to_bits() ^ bits } else { 0 }
-        });
+        let mut wrong = 0;
+        for slot in 0..256 {
+            let differ = proven.value(slot as u8).to_bits() ^ bits[slot];
+            wrong |= if filled[slot] { differ } else { 0 };
+        }
         (wrong == 0).then_some(proven)
     }
 }
@@ -87,30 +88,70 @@ pub(super) struct Proven {
 }
 
 impl Proven {
-    /// Level 0 to 255 of a slot.
-    #[inline(always)]
-    pub fn level(&self, slot: u8) -> u8 {
-        slot.wrapping_sub(self.first)
-    }
-
-    /// The longest stretch of levels whose slots are all filled: its lowest, and how many follow.
-    pub fn stretch(&self, filled: &[bool; 256]) -> (u8, u8) {
+    /// The longest stretch of levels whose slots are all filled.
+    pub fn stretch(&self, lattice: Lattice, filled: &[bool; 256]) -> Stretch {
         let (mut best, mut start) = ((0, 0), 0);
         for level in 0..256usize {
             if !filled[usize::from(self.first.wrapping_add(level as u8))] {
                 start = level + 1;
-            } else if level - start >= usize::from(best.1) {
-                best = (start as u8, (level - start) as u8);
+            } else if level - start >= best.1 - best.0 {
+                best = (start, level);
             }
         }
-        best
+        let zero = self.value(self.first) * lattice.scale;
+        Stretch {
+            proven: *self,
+            scale: lattice.scale,
+            offset: -zero,
+            low: best.0 as f32,
+            high: best.1 as f32,
+        }
     }
 
     /// The value of a slot.
     #[inline(always)]
     pub fn value(&self, slot: u8) -> f32 {
-        let x = divide(f32::from(self.level(slot)), self.divisor);
-        divide(x - self.mean, self.deviation)
+        self.at(f32::from(slot.wrapping_sub(self.first)))
+    }
+
+    #[inline(always)]
+    fn at(&self, level: f32) -> f32 {
+        divide(divide(level, self.divisor) - self.mean, self.deviation)
+    }
+}
+
+/// Elements that are coded at a time.
+pub(super) const STRIP: usize = 32;
+
+/// Neighbouring levels, for all of which a formula holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stretch {
+    proven: Proven,
+    scale: f32,
+    offset: f32,
+    low: f32,
+    high: f32,
+}
+
+impl Stretch {
+    /// Codes elements; `false` when one of them is none of these levels.
+    #[inline(always)]
+    pub fn code(&self, codes: &mut [u8; STRIP], elements: &[[u8; 4]; STRIP]) -> bool {
+        // Rounds to an integer whose low byte is the slot.
+        let round = ROUND + f32::from(self.proven.first);
+        let mut wrong = [0; STRIP];
+        for i in 0..STRIP {
+            let x = f32::from_le_bytes(elements[i]);
+            let rounded = x.mul_add(self.scale, self.offset) + round;
+            // What lies outside, NaN included, is compared with the level at the end. `clamp` would
+            // keep a NaN, at the price of more instructions.
+            let level = rounded - round;
+            let level = if level > self.low { level } else { self.low };
+            let level = if level < self.high { level } else { self.high };
+            codes[i] = (level + round).to_bits() as u8;
+            wrong[i] = self.proven.at(level).to_bits() ^ x.to_bits();
+        }
+        wrong.iter().fold(0, |all, bits| all | bits) == 0
     }
 }
 
@@ -139,6 +180,7 @@ mod tests {
 
     #[test]
     fn constants_are_recovered_from_levels() {
+        let lattice = Lattice { scale: 1.0, offset: 0.0 };
         for (mean, deviation) in CONSTANTS {
             for fused in [false, true] {
                 let value = |k: u8| match fused {
@@ -148,16 +190,21 @@ mod tests {
                 for (low, high) in [(0, 255), (0, 200), (90, 255)] {
                     let slot = |k: u8| k.wrapping_add(77);
                     let levels: Vec<_> = (low..=high).map(|k| (slot(k), value(k))).collect();
-                    let formula = Formula::find(&levels).unwrap();
+                    let formula =
+                        Formula::find(levels[0], levels[levels.len() - 1], &levels).unwrap();
                     let (mut bits, mut filled) = ([0; 256], [false; 256]);
                     for (slot, value) in levels {
                         bits[usize::from(slot)] = value.to_bits();
                         filled[usize::from(slot)] = true;
                     }
                     let proven = formula.prove(&bits, &filled).unwrap();
-                    assert_eq!(proven.stretch(&filled).1, high - low);
+                    let span = |filled| {
+                        let stretch = proven.stretch(lattice, filled);
+                        stretch.high - stretch.low
+                    };
+                    assert_eq!(span(&filled), f32::from(high - low));
                     filled[usize::from(slot(low + 3))] = false;
-                    assert_eq!(proven.stretch(&filled).1, high - low - 4);
+                    assert_eq!(span(&filled), f32::from(high - low - 4));
                     bits[usize::from(slot(low))] ^= 1;
                     assert!(formula.prove(&bits, &filled).is_none());
                 }

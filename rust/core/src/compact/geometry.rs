@@ -106,6 +106,8 @@ pub(super) struct Cursor {
     pub second: bool,
     /// The next element.
     pub element: usize,
+    /// Index of its code.
+    pub kept: usize,
     in_channel: usize,
     in_plane: usize,
 }
@@ -114,21 +116,15 @@ impl Cursor {
     #[inline(always)]
     pub fn new(geometry: Geometry, element: usize) -> Self {
         let Geometry { channels, inner, half, .. } = geometry;
-        let (second, in_plane) = match half {
-            0 => (false, usize::MAX),
-            _ => (element / half % 2 == 1, half - element % half),
+        let (second, in_plane, kept) = match half {
+            0 => (false, usize::MAX, element),
+            _ => {
+                let kept = element / (2 * half) * half + element % half;
+                (element / half % 2 == 1, half - element % half, kept)
+            }
         };
         let (channel, in_channel) = (element / inner % channels, inner - element % inner);
-        Self { geometry, channel, second, element, in_channel, in_plane }
-    }
-
-    /// Index of the code of the next element.
-    #[inline(always)]
-    pub fn kept(&self) -> usize {
-        match self.geometry.half {
-            0 => self.element,
-            half => self.element / (2 * half) * half + (half - self.in_plane),
-        }
+        Self { geometry, channel, second, element, kept, in_channel, in_plane }
     }
 
     /// How many elements follow in this channel and plane.
@@ -141,6 +137,7 @@ impl Cursor {
     #[inline(always)]
     pub fn advance(&mut self, elements: usize) {
         self.element += elements;
+        self.kept += elements;
         self.in_channel -= elements;
         if self.in_channel == 0 {
             self.in_channel = self.geometry.inner;
@@ -154,6 +151,9 @@ impl Cursor {
             if self.in_plane == 0 {
                 self.in_plane = self.geometry.half;
                 self.second = !self.second;
+                if self.second {
+                    self.kept -= self.geometry.half;
+                }
             }
         }
     }
@@ -188,7 +188,7 @@ mod tests {
                         0 => (0, i),
                         _ => (i / half % 2, i / (2 * half) * half + i % half),
                     };
-                    assert_eq!((cursor.second, cursor.kept()), (plane == 1, kept));
+                    assert_eq!((cursor.second, cursor.kept), (plane == 1, kept));
                     assert_eq!(geometry.element(kept) + plane * half, i);
                     cursor.advance(cursor.piece().min(1 + start % 3));
                 }

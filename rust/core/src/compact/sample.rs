@@ -21,8 +21,15 @@ impl Sample {
     pub fn take(bytes: &[u8], size: usize, elements: usize) -> Self {
         let width = WIDTH.min(elements);
         let starts: Vec<_> = (0..WINDOWS).map(|i| spread(i, elements - width + 1)).collect();
-        let windows = starts.iter().map(|&at| &bytes[at * size..(at + width) * size]);
-        let bits = windows.flat_map(|w| w.chunks_exact(size)).map(widen).collect();
+        let mut bits = Vec::with_capacity(starts.len() * width);
+        for &at in &starts {
+            let window = &bytes[at * size..(at + width) * size];
+            match size {
+                2 => bits.extend(window.as_chunks::<2>().0.iter().map(|e| widen(e))),
+                4 => bits.extend(window.as_chunks::<4>().0.iter().map(|e| widen(e))),
+                _ => bits.extend(window.chunks_exact(size).map(widen)),
+            }
+        }
         Self { starts, bits, width }
     }
 
