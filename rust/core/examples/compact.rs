@@ -33,7 +33,7 @@ fn encode(books: &Books, layout: &Layout, bytes: &[u8], pool: &mut [u8]) -> Opti
         let mut chunks: Vec<_> = pool[..plan.codes_len()].chunks_mut(CHUNK).collect();
         match plan.encode(books, bytes, &mut chunks) {
             Ok(form) => return Some(form),
-            Err(Refused::Again(again)) => plan = again,
+            Err(Refused::Again(again)) => plan = *again,
             Err(Refused::Raw) => return None,
         }
     }
@@ -82,13 +82,13 @@ fn photo(elements: usize, seed: u32) -> impl Fn(usize) -> u8 {
 }
 
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_1];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 fn image(shape: &[usize], inner: usize, half: usize, seed: u32) -> Vec<f32> {
     let n = shape.iter().product();
     let level = photo(n, seed);
     let value = |i: usize| {
-        let (first, channel) = (if half > 0 { i - i / half % 2 * half } else { i }, i / inner % 3);
+        let (first, channel) = (i - i.checked_div(half).map_or(0, |p| p % 2 * half), i / inner % 3);
         (f32::from(level(first)) / 255.0 - MEAN[channel]) / DEVIATION[channel]
     };
     (0..n).map(value).collect()

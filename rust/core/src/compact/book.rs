@@ -16,6 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const KEPT: usize = 32;
 const FILLED: u64 = 1 << 32;
 
+/// A formula, if there is one, and the slots of the lowest and the highest level when it was
+/// looked for: more levels between them change nothing.
+#[derive(Debug, Default)]
+struct Found {
+    ends: Option<(u8, u8)>,
+    formula: Option<Formula>,
+}
+
 /// A slot and its value.
 type Level = (u8, f32);
 /// The lowest and the highest level.
@@ -28,8 +36,7 @@ pub(super) struct Channel {
     pub lattice: Option<Lattice>,
     slots: [AtomicU64; 256],
     filled: AtomicU32,
-    /// What was found, and the slots of the lowest and the highest level when it was looked for.
-    formula: Mutex<(Option<(u8, u8)>, Option<Formula>)>,
+    found: Mutex<Found>,
 }
 
 /// The tables of one channel layout and element type.
@@ -44,7 +51,7 @@ pub struct Book {
 #[derive(Debug, Default)]
 pub struct Books {
     /// The most recently used first.
-    list: Mutex<Vec<Arc<Book>>>,
+    pub(super) list: Mutex<Vec<Arc<Book>>>,
     alive: Arc<AtomicUsize>,
 }
 
@@ -54,7 +61,7 @@ impl Channel {
             lattice,
             slots: [const { AtomicU64::new(0) }; 256],
             filled: AtomicU32::new(0),
-            formula: Mutex::new((None, None)),
+            found: Mutex::default(),
         }
     }
 
@@ -80,7 +87,7 @@ impl Channel {
 
     /// The formula that was found for this table; to be proven before use.
     pub fn formula(&self) -> Option<Formula> {
-        lock(&self.formula).1
+        lock(&self.found).formula
     }
 
     /// Whether most of what was counted is in the table, and most of the rest may be.
@@ -116,9 +123,10 @@ impl Channel {
         };
         let Some((low, high)) = levels().fold(None, wider) else { return };
         let ends = Some((low.0, high.0));
-        if self.lattice.is_some() && lock(&self.formula).0 != ends {
+        if self.lattice.is_some() && lock(&self.found).ends != ends {
             let levels: Vec<_> = levels().collect();
-            *lock(&self.formula) = (ends, Formula::find(low, high, &levels));
+            let formula = Formula::find(low, high, &levels);
+            *lock(&self.found) = Found { ends, formula };
         }
     }
 }

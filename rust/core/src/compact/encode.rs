@@ -14,6 +14,10 @@ pub(super) trait Coder {
     const SIZE: usize;
     /// Loads what only pays when fused; called once, before anything else.
     fn prepare<const FUSED: bool>(&mut self) {}
+    /// The channel of an element so far behind one of `channel`, in the same piece.
+    fn channel(&self, channel: usize, _behind: usize) -> usize {
+        channel
+    }
     /// Writes a code for each element; `false` when any of them does not stand for its element.
     fn code<const FUSED: bool>(&self, channel: usize, source: &[u8], codes: &mut [u8]) -> bool;
     /// The code of the first element of `source`, by a new slot if need be.
@@ -80,10 +84,11 @@ fn piece<C: Coder, const FUSED: bool>(
     codes: &mut [u8],
     escapes: &mut Escapes,
 ) -> Result<(), Stop> {
-    let Cursor { channel, kept, .. } = *cursor;
+    let Cursor { channel: first, kept, .. } = *cursor;
     let mut at = 0;
     while at < codes.len() {
         let len = BLOCK.min(codes.len() - at);
+        let channel = coder.channel(first, at);
         let block = &source[at * C::SIZE..][..len * C::SIZE];
         if coder.code::<FUSED>(channel, block, &mut codes[at..at + len]) {
             at += len;
@@ -110,7 +115,7 @@ fn walk<C: Coder>(
     let mut at = 0;
     while at < len {
         let rest = &source[at * C::SIZE..];
-        if let Some(code) = coder.place(channel, rest) {
+        if let Some(code) = coder.place(coder.channel(channel, at), rest) {
             codes[at] = code;
             at += 1;
             continue;

@@ -94,8 +94,15 @@ impl Palette {
 
 /// Writes a code for each element, `None` when there are too many values.
 pub(super) fn pack(bytes: &[u8], size: usize, chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
+    match size {
+        4 => pack_as::<4>(bytes, chunks),
+        _ => pack_as::<8>(bytes, chunks),
+    }
+}
+
+fn pack_as<const SIZE: usize>(bytes: &[u8], chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
     let mut palette = Palette { values: Vec::new(), slots: [0; 4 * VALUES] };
-    let mut elements = bytes.chunks_exact(size);
+    let mut elements = bytes.as_chunks::<SIZE>().0.iter();
     for chunk in chunks {
         for (code, element) in chunk.iter_mut().zip(&mut elements) {
             *code = palette.code(widen(element))?;

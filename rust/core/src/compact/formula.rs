@@ -169,7 +169,7 @@ mod tests {
 
     const CONSTANTS: [(f32, f32); 8] = [
         (0.481_454_66, 0.268_629_54),
-        (0.457_827_5, 0.261_302_58),
+        (0.457_827_5, 0.261_302_6),
         (0.408_210_73, 0.275_777_1),
         (0.485, 0.229),
         (0.456, 0.224),
@@ -198,7 +198,7 @@ mod tests {
                         filled[usize::from(slot)] = true;
                     }
                     let proven = formula.prove(&bits, &filled).unwrap();
-                    let span = |filled| {
+                    let span = |filled: &[bool; 256]| {
                         let stretch = proven.stretch(lattice, filled);
                         stretch.high - stretch.low
                     };

@@ -25,9 +25,15 @@ impl Geometry {
         if self.half == 0 { self.elements } else { self.elements / 2 }
     }
 
+    /// Whether channels change so often that pieces of one channel are not worth a call: then
+    /// pieces hold all channels.
+    pub(super) fn is_interleaved(&self) -> bool {
+        self.channels > 1 && self.inner < 32
+    }
+
     /// The element of the first plane that a code belongs to.
     pub fn element(&self, kept: usize) -> usize {
-        if self.half == 0 { kept } else { kept + kept / self.half * self.half }
+        kept + kept.checked_div(self.half).unwrap_or(0) * self.half
     }
 }
 
@@ -100,7 +106,7 @@ pub(super) fn spread(i: usize, n: usize) -> usize {
 #[derive(Debug, Clone)]
 pub(super) struct Cursor {
     geometry: Geometry,
-    /// Channel of the next element.
+    /// Channel of the next element; if they are interleaved, its place among them.
     pub channel: usize,
     /// Whether the next element repeats an earlier one.
     pub second: bool,
@@ -108,8 +114,12 @@ pub(super) struct Cursor {
     pub element: usize,
     /// Index of its code.
     pub kept: usize,
+    /// Elements left in this channel.
     in_channel: usize,
+    /// Elements left in this plane.
     in_plane: usize,
+    /// Elements after which the channels come again.
+    period: usize,
 }
 
 impl Cursor {
@@ -123,8 +133,12 @@ impl Cursor {
                 (element / half % 2 == 1, half - element % half, kept)
             }
         };
-        let (channel, in_channel) = (element / inner % channels, inner - element % inner);
-        Self { geometry, channel, second, element, kept, in_channel, in_plane }
+        let (channel, in_channel) = match geometry.is_interleaved() {
+            true => (element % (channels * inner), usize::MAX),
+            false => (element / inner % channels, inner - element % inner),
+        };
+        let period = channels * inner;
+        Self { geometry, channel, second, element, kept, in_channel, in_plane, period }
     }
 
     /// How many elements follow in this channel and plane.
@@ -138,8 +152,11 @@ impl Cursor {
     pub fn advance(&mut self, elements: usize) {
         self.element += elements;
         self.kept += elements;
-        self.in_channel -= elements;
-        if self.in_channel == 0 {
+        if self.in_channel == usize::MAX {
+            self.channel = (self.channel + elements) % self.period;
+        } else if self.in_channel > elements {
+            self.in_channel -= elements;
+        } else {
             self.in_channel = self.geometry.inner;
             self.channel += 1;
             if self.channel == self.geometry.channels {
@@ -175,15 +192,24 @@ mod tests {
 
     #[test]
     fn a_cursor_agrees_with_the_definition() {
-        for (channels, inner, half) in
-            [(1, 96, 0), (3, 4, 0), (3, 8, 4), (2, 4, 24), (3, 1, 2), (2, 3, 2)]
-        {
-            let geometry = Geometry { elements: 96, channels, inner, half };
-            for start in 0..96 {
+        for (channels, inner, half) in [
+            (1, 96, 0),
+            (2, 32, 0),
+            (2, 32, 16),
+            (3, 4, 0),
+            (3, 8, 4),
+            (2, 4, 24),
+            (3, 1, 2),
+            (2, 3, 2),
+        ] {
+            let geometry = Geometry { elements: 192, channels, inner, half };
+            for start in 0..192 {
                 let mut cursor = Cursor::new(geometry, start);
-                while cursor.element < 96 {
+                while cursor.element < 192 {
                     let i = cursor.element;
-                    assert_eq!(cursor.channel, i / inner % channels);
+                    let place = i % (channels * inner);
+                    let interleaved = geometry.is_interleaved();
+                    assert_eq!(cursor.channel, if interleaved { place } else { place / inner });
                     let (plane, kept) = match half {
                         0 => (0, i),
                         _ => (i / half % 2, i / (2 * half) * half + i % half),

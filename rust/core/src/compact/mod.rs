@@ -19,6 +19,7 @@ mod float32;
 mod formula;
 mod geometry;
 mod half;
+mod interleaved;
 mod sample;
 #[cfg(test)]
 mod tests;
@@ -28,10 +29,12 @@ use crate::layout::{DType, Layout};
 use crate::simd::Level;
 use book::Kind;
 pub use book::{Book, Books};
+use decode::Unpack;
 use encode::{Pass, Stop};
 pub use escapes::Escape;
 pub use few::Run;
 pub use geometry::Geometry;
+use interleaved::Interleaved;
 use sample::Sample;
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,7 +69,7 @@ pub enum Refused {
     /// The array has no compact form.
     Raw,
     /// The array needs a plan of its full length: a plane that seemed to be repeated is not.
-    Again(Plan),
+    Again(Box<Plan>),
 }
 
 /// How one array's bytes follow from its codes.
@@ -219,7 +222,7 @@ impl Plan {
                 Err(Stop::Different) => {
                     let geometry = Geometry { half: 0, ..geometry };
                     let intent = Intent::Codes { geometry, book, candidate, known };
-                    return Err(Refused::Again(Plan { intent, ..self }));
+                    return Err(Refused::Again(Box::new(Plan { intent, ..self })));
                 }
                 Err(Stop::Foreign) => (),
             }
@@ -250,12 +253,38 @@ fn pass(
     chunks: &mut [&mut [u8]],
 ) -> std::result::Result<Box<[Escape]>, Stop> {
     match float32::Floats::load(book) {
-        Some(mut coder) => level.run(Pass { coder: &mut coder, geometry, bytes, chunks }),
-        None => {
-            let mut coder = half::Halves::load(book);
-            level.run(Pass { coder: &mut coder, geometry, bytes, chunks })
-        }
+        Some(coder) => pass_with(level, coder, geometry, bytes, chunks),
+        None => pass_with(level, half::Halves::load(book), geometry, bytes, chunks),
     }
+}
+
+fn pass_with<C: encode::Coder>(
+    level: Level,
+    mut coder: C,
+    geometry: Geometry,
+    bytes: &[u8],
+    chunks: &mut [&mut [u8]],
+) -> std::result::Result<Box<[Escape]>, Stop> {
+    if geometry.is_interleaved() {
+        let mut coder = Interleaved { of: coder, geometry };
+        return level.run(Pass { coder: &mut coder, geometry, bytes, chunks });
+    }
+    level.run(Pass { coder: &mut coder, geometry, bytes, chunks })
+}
+
+fn unpack_with<D: decode::Decoder>(
+    level: Level,
+    decoder: D,
+    geometry: Geometry,
+    chunks: &[&[u8]],
+    start: usize,
+    out: &mut [u8],
+) {
+    if geometry.is_interleaved() {
+        let decoder = Interleaved { of: decoder, geometry };
+        return level.run(Unpack { decoder, geometry, chunks, start, out });
+    }
+    level.run(Unpack { decoder, geometry, chunks, start, out });
 }
 
 impl Form {
@@ -363,24 +392,12 @@ impl Form {
                 let geometry = *geometry;
                 match float32::Floats::load(book) {
                     Some(decoder) => {
-                        level.run(decode::Unpack {
-                            decoder,
-                            geometry,
-                            chunks,
-                            start,
-                            out: &mut *out,
-                        });
+                        unpack_with(level, decoder, geometry, chunks, start, out);
                         escapes::restore::<4>(escapes, &geometry, start, out);
                     }
                     None => {
                         let decoder = half::Values::load(book);
-                        level.run(decode::Unpack {
-                            decoder,
-                            geometry,
-                            chunks,
-                            start,
-                            out: &mut *out,
-                        });
+                        unpack_with(level, decoder, geometry, chunks, start, out);
                         escapes::restore::<2>(escapes, &geometry, start, out);
                     }
                 }
