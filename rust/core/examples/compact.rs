@@ -1,22 +1,46 @@
 //! What the compact form saves and costs.
 //!
 //! `compact` measures synthetic images against copying the same bytes, in the same rounds;
-//! `compact DIR` encodes and compares every `NAME@DTYPE@AxBxC.raw` of a folder.
+//! `compact FILE…` does so with arrays, `NAME@DTYPE@AxBxC.raw`; `compact DIR` encodes and compares
+//! every such file of a folder.
 #![allow(clippy::unwrap_used)]
 
 use memweir_core::compact::{self, Books, Form, Refused};
 use memweir_core::layout::{DType, Layout};
 use memweir_core::simd::Level;
 use std::hint::black_box;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 const CHUNK: usize = 64 << 10;
 
 fn main() {
-    match std::env::args().nth(1) {
-        Some(folder) => files(&folder),
-        None => bench(),
+    let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    match &paths[..] {
+        [] => bench(),
+        [folder] if folder.is_dir() => files(folder),
+        paths => {
+            header();
+            for path in paths {
+                let (name, layout, bytes) = read(path);
+                case(&name, &layout, &bytes, &bytes.clone());
+            }
+        }
     }
+}
+
+fn read(path: &Path) -> (String, Layout, Vec<u8>) {
+    let name = path.file_stem().unwrap().to_str().unwrap();
+    let parts: Vec<_> = name.split('@').collect();
+    let shape: Vec<usize> = parts[2].split('x').map(|n| n.parse().unwrap()).collect();
+    (name.into(), layout(parts[1], &shape), std::fs::read(path).unwrap())
+}
+
+fn header() {
+    println!(
+        "{:?}; ms, medians of interleaved rounds; x: speed of a memcpy of the array",
+        Level::get()
+    );
 }
 
 fn layout(token: &str, shape: &[usize]) -> Layout {
@@ -44,16 +68,12 @@ fn decode(form: &Form, pool: &[u8], out: &mut [u8]) {
     form.decode(&chunks, out).unwrap();
 }
 
-fn files(folder: &str) {
+fn files(folder: &Path) {
     let books = Books::default();
     let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();
     for path in names.iter().filter(|p| p.extension().is_some_and(|e| e == "raw")) {
-        let stem = path.file_stem().unwrap().to_str().unwrap();
-        let parts: Vec<_> = stem.split('@').collect();
-        let shape: Vec<usize> = parts[2].split('x').map(|n| n.parse().unwrap()).collect();
-        let layout = layout(parts[1], &shape);
-        let bytes = std::fs::read(path).unwrap();
+        let (stem, layout, bytes) = read(path);
         let (mut pool, mut out) = (vec![0; bytes.len()], vec![1; bytes.len()]);
         let start = Instant::now();
         let form = encode(&books, &layout, &bytes, &mut pool);
@@ -106,10 +126,7 @@ fn timed(f: impl FnOnce()) -> f64 {
 }
 
 fn bench() {
-    println!(
-        "{:?}; ms (median of interleaved rounds); x: speed of a warm memcpy of the floats",
-        Level::get()
-    );
+    header();
     let floats = |image: &[f32]| image.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let bf16 = |image: &[f32]| {
         let round = |x: &f32| ((x.to_bits() + 0x7FFF + (x.to_bits() >> 16 & 1)) >> 16) as u16;
