@@ -45,7 +45,6 @@ pub const LEAST: usize = 16 << 10;
 /// What is to be written, if a pass over all elements confirms it.
 #[derive(Debug)]
 pub struct Plan {
-    dtype: DType,
     layout: Layout,
     intent: Intent,
 }
@@ -110,16 +109,17 @@ pub fn plan(books: &Books, layout: &Layout, bytes: &[u8]) -> Option<Plan> {
     u32::try_from(elements).ok()?;
     let sample = Sample::take(bytes, size, elements);
     let float = layout.dtype().token() == "<f4";
-    let of = |intent| Some(Plan { dtype: layout.dtype().clone(), layout: layout.clone(), intent });
-    if if float || size == 2 { sample.is_flat() } else { sample.changes_less_than(SPARSE) }
-        && let Some(runs) = few::runs(bytes, size)
-    {
-        return of(Intent::Runs(runs));
-    }
-    if float || size == 2 {
-        return of(codes(books, layout, bytes, &sample, 0, false)?);
-    }
-    (size > 2 && few::seems_few(&sample, elements)).then(|| of(Intent::Few))?
+    let pixels = float || size == 2;
+    // Photographs have flat parts; only where nothing else is seen are runs worth a pass.
+    let sparse = if pixels { sample.is_flat() } else { sample.changes_less_than(SPARSE) };
+    let runs = if sparse { few::runs(bytes, size) } else { None };
+    let intent = match runs {
+        Some(runs) => Intent::Runs(runs),
+        None if pixels => codes(books, layout, bytes, &sample, 0, false)?,
+        None if size > 2 && few::seems_few(&sample, elements) => Intent::Few,
+        None => return None,
+    };
+    Some(Plan { layout: layout.clone(), intent })
 }
 
 /// Runs are looked for when fewer than one of so many neighbours differ.
@@ -169,7 +169,7 @@ impl Plan {
     pub fn codes_len(&self) -> usize {
         match &self.intent {
             Intent::Runs(_) => 0,
-            Intent::Few => self.layout.nbytes() / self.dtype.itemsize(),
+            Intent::Few => self.layout.nbytes() / self.layout.dtype().itemsize(),
             Intent::Codes { geometry, .. } => geometry.kept(),
         }
     }
@@ -200,7 +200,7 @@ impl Plan {
         if bytes.len() != self.layout.nbytes() || room < self.codes_len() {
             return Err(Refused::Raw);
         }
-        let size = self.dtype.itemsize();
+        let size = self.layout.dtype().itemsize();
         let form = |encoding| Ok(Form { size, elements: bytes.len() / size, encoding });
         let mut intent = match self.intent {
             Intent::Runs(runs) => return form(Encoding::Runs(runs)),
@@ -332,6 +332,7 @@ impl Form {
                 let plane = if geometry.half > 0 { ", repeated plane dropped" } else { "" };
                 let odd = match escapes.len() {
                     0 => String::new(),
+                    1 => ", 1 escape".into(),
                     n => format!(", {n} escapes"),
                 };
                 format!("u8 {kind} ×{}{plane}{odd}", geometry.channels)
