@@ -78,7 +78,7 @@ build/env.stamp: pyproject.toml constraints.txt | $(DEV)/bin/python
 	@touch $@
 
 build/dev.stamp: build/env.stamp $(RUST)
-	VIRTUAL_ENV=$(CURDIR)/$(DEV) $(DEV)/bin/maturin develop --release --uv --quiet
+	PATH="$(abspath $(dir $(UV))):$$PATH" VIRTUAL_ENV=$(CURDIR)/$(DEV) $(DEV)/bin/maturin develop --release --uv --quiet
 	@touch $@
 
 build/wheel.stamp: pyproject.toml README.md LICENSE $(RUST) $(PY) | $(UV) build/tools.stamp
