@@ -3,6 +3,7 @@
 use super::escapes::{Escape, Escapes};
 use super::geometry::{Cursor, Geometry};
 use super::sample::widen;
+use super::source::{Source, WINDOW, Window};
 use crate::simd::Kernel;
 
 /// Elements that are looked at one by one when any of them has no code.
@@ -39,7 +40,7 @@ pub(super) enum Stop {
 pub(super) struct Pass<'a, 'b, C> {
     pub coder: &'a mut C,
     pub geometry: Geometry,
-    pub bytes: &'a [u8],
+    pub source: Source<'a>,
     pub chunks: &'a mut [&'b mut [u8]],
 }
 
@@ -48,31 +49,72 @@ impl<C: Coder> Kernel for Pass<'_, '_, C> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) -> Self::Out {
-        let Self { coder, geometry, bytes, chunks } = self;
+        let Self { coder, geometry, source, chunks } = self;
+        let Geometry { elements, half, .. } = geometry;
+        let (mut one, mut other) = (Window::new(), Window::new());
+        let most = WINDOW / C::SIZE;
+        // Short planes are compared within the window, long ones come with a second window.
+        let pairs = if half > 0 { most / (2 * half) } else { 0 };
         let mut cursor = Cursor::new(geometry, 0);
         let mut escapes = Escapes::new(geometry.kept());
-        let end = geometry.kept();
+        let mut room = Room { chunks: chunks.iter_mut(), now: &mut [] };
         coder.prepare::<FUSED>();
-        for chunk in chunks {
-            let len = chunk.len().min(end - cursor.kept);
-            let mut codes = &mut chunk[..len];
-            while !codes.is_empty() {
-                let len = cursor.piece().min(codes.len());
-                let (now, rest) = codes.split_at_mut(len);
-                codes = rest;
-                let source = &bytes[cursor.element * C::SIZE..][..len * C::SIZE];
-                piece::<C, FUSED>(coder, &cursor, source, now, &mut escapes)?;
+        while cursor.element < elements {
+            let start = cursor.element;
+            let len = match pairs {
+                0 => most.min(cursor.plane()),
+                _ => pairs * 2 * half,
+            };
+            let len = len.min(elements - start) * C::SIZE;
+            let window = source.read(start * C::SIZE, len, &mut one.0);
+            if half > 0 && pairs == 0 {
+                let again = source.read((start + half) * C::SIZE, len, &mut other.0);
+                if window != again {
+                    return Err(Stop::Different);
+                }
+            }
+            let mut at = 0;
+            while at < len {
+                let most = cursor.piece().min((len - at) / C::SIZE);
+                let codes = room.take(most).ok_or(Stop::Foreign)?;
+                let source = &window[at..][..codes.len() * C::SIZE];
+                let len = codes.len();
+                piece::<C, FUSED>(coder, &cursor, source, codes, &mut escapes)?;
                 cursor.advance(len);
+                at += len * C::SIZE;
                 if cursor.second {
-                    let (at, plane) = (cursor.element * C::SIZE, geometry.half * C::SIZE);
-                    if bytes[at - plane..at] != bytes[at..at + plane] {
-                        return Err(Stop::Different);
+                    if pairs > 0 {
+                        let plane = half * C::SIZE;
+                        if window[at - plane..at] != window[at..at + plane] {
+                            return Err(Stop::Different);
+                        }
+                        at += plane;
                     }
                     cursor.skip_plane();
                 }
             }
         }
         Ok(escapes.finish())
+    }
+}
+
+/// Chunks that are written one after the other.
+struct Room<'a, 'b> {
+    chunks: std::slice::IterMut<'a, &'b mut [u8]>,
+    now: &'a mut [u8],
+}
+
+impl<'a> Room<'a, '_> {
+    /// The next bytes of one chunk: up to `most`, and `None` when there are no more.
+    #[inline(always)]
+    fn take(&mut self, most: usize) -> Option<&'a mut [u8]> {
+        while self.now.is_empty() {
+            self.now = self.chunks.next()?;
+        }
+        let now = std::mem::take(&mut self.now);
+        let (taken, rest) = now.split_at_mut(most.min(now.len()));
+        self.now = rest;
+        Some(taken)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Arrays of few values or long runs, of any element type: masks, indices, constant images.
 
 use super::sample::{Sample, widen};
+use super::source::{Source, WINDOW, Window};
 
 /// The most values that a code tells apart.
 const VALUES: usize = 256;
@@ -17,16 +18,29 @@ pub struct Run {
 }
 
 /// The array as runs, if there are few.
-pub(super) fn runs(bytes: &[u8], size: usize) -> Option<Box<[Run]>> {
-    let most = bytes.len() / (SHARE * size_of::<Run>());
-    let (mut list, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        if list.len() >= most {
-            return None;
+pub(super) fn runs(source: Source, size: usize) -> Option<Box<[Run]>> {
+    let all = source.nbytes();
+    let most = all / (SHARE * size_of::<Run>());
+    let mut list: Vec<Run> = Vec::new();
+    let mut room = Window::new();
+    for start in (0..all).step_by(WINDOW) {
+        let window = source.read(start, WINDOW.min(all - start), &mut room.0);
+        let mut at = 0;
+        while at < window.len() {
+            let rest = &window[at..];
+            let bits = widen(&rest[..size]);
+            at += super::encode::equal(rest, size, usize::MAX) * size;
+            let end = ((start + at) / size) as u32;
+            if let Some(last) = list.last_mut()
+                && last.bits == bits
+            {
+                last.end = end;
+            } else if list.len() < most {
+                list.push(Run { bits, end });
+            } else {
+                return None;
+            }
         }
-        let rest = &bytes[at..];
-        at += super::encode::equal(rest, size, usize::MAX) * size;
-        list.push(Run { bits: widen(&rest[..size]), end: (at / size) as u32 });
     }
     Some(list.into())
 }
@@ -93,19 +107,24 @@ impl Palette {
 }
 
 /// Writes a code for each element, `None` when there are too many values.
-pub(super) fn pack(bytes: &[u8], size: usize, chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
+pub(super) fn pack(source: Source, size: usize, chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
     match size {
-        4 => pack_as::<4>(bytes, chunks),
-        _ => pack_as::<8>(bytes, chunks),
+        4 => pack_as::<4>(source, chunks),
+        _ => pack_as::<8>(source, chunks),
     }
 }
 
-fn pack_as<const SIZE: usize>(bytes: &[u8], chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
+fn pack_as<const SIZE: usize>(source: Source, chunks: &mut [&mut [u8]]) -> Option<Box<[u64]>> {
     let mut palette = Palette { values: Vec::new(), slots: [0; 4 * VALUES] };
-    let mut elements = bytes.as_chunks::<SIZE>().0.iter();
+    let (all, mut at) = (source.nbytes(), 0);
+    let mut room = Window::new();
     for chunk in chunks {
-        for (code, element) in chunk.iter_mut().zip(&mut elements) {
-            *code = palette.code(widen(element))?;
+        for codes in chunk.chunks_mut(WINDOW / SIZE) {
+            let window = source.read(at, (codes.len() * SIZE).min(all - at), &mut room.0);
+            for (code, element) in codes.iter_mut().zip(window.as_chunks::<SIZE>().0) {
+                *code = palette.code(widen(element))?;
+            }
+            at += window.len();
         }
     }
     Some(palette.values.into())

@@ -1,5 +1,6 @@
 //! Which elements share a lattice, and which repeat others.
 
+use super::source::Source;
 use crate::layout::Layout;
 
 /// Element `i` belongs to channel `(i / inner) % channels`. Of every `2 * half` elements the second
@@ -63,7 +64,7 @@ pub(super) fn candidates(layout: &Layout, elements: usize) -> Vec<Geometry> {
 }
 
 /// The length of a plane that seems to be followed by its repetition, or 0.
-pub(super) fn repeated(layout: &Layout, found: &Geometry, bytes: &[u8], size: usize) -> usize {
+pub(super) fn repeated(layout: &Layout, found: &Geometry, source: Source, size: usize) -> usize {
     let mut halves = Vec::new();
     let mut inner = found.elements;
     for &axis in layout.shape() {
@@ -75,26 +76,34 @@ pub(super) fn repeated(layout: &Layout, found: &Geometry, bytes: &[u8], size: us
     let last = layout.shape().last().copied().unwrap_or(0);
     halves.extend([last / 6, found.inner / 2, last / 2]);
     let repeats = |half: &usize| {
-        *half > 0 && found.elements.is_multiple_of(2 * half) && repeats(bytes, half * size, size)
+        *half > 0 && found.elements.is_multiple_of(2 * half) && repeats(source, half * size, size)
     };
     halves.into_iter().find(repeats).unwrap_or(0)
 }
 
 /// Whether two dozen probes of the first plane are found again in the second, and differ among
 /// themselves: a constant image repeats in every way.
-fn repeats(bytes: &[u8], plane: usize, size: usize) -> bool {
+fn repeats(source: Source, plane: usize, size: usize) -> bool {
     const PROBES: usize = 24;
-    let pairs = bytes.len() / (2 * plane);
-    let width = plane.min(8 * size);
-    let probe = |i: usize| {
+    let pairs = source.nbytes() / (2 * plane);
+    let width = plane.min(PROBE * size);
+    let at = |i: usize| {
         let pair = spread(i, pairs) * 2 * plane;
-        let at = pair + spread(i * 7 + 3, (plane - width) / size + 1) * size;
-        (&bytes[at..at + width], &bytes[at + plane..at + plane + width])
+        pair + spread(i * 7 + 3, (plane - width) / size + 1) * size
     };
-    let first = probe(0).0;
-    (0..PROBES).map(probe).all(|(one, other)| one == other)
-        && (0..PROBES).map(probe).any(|(one, _)| one != first)
+    let mut rooms = [[0; PROBE * 8]; 3];
+    let [first, one, other] = &mut rooms;
+    let first = source.read(at(0), width, first);
+    let mut varied = false;
+    (0..PROBES).all(|i| {
+        let one = source.read(at(i), width, one);
+        varied |= one != first;
+        one == source.read(at(i) + plane, width, other)
+    }) && varied
 }
+
+/// Elements that are compared at a time.
+const PROBE: usize = 8;
 
 /// The `i`-th of points that fill `0..n` evenly and fall into step with no period.
 pub(super) fn spread(i: usize, n: usize) -> usize {
@@ -139,6 +148,12 @@ impl Cursor {
         };
         let period = channels * inner;
         Self { geometry, channel, second, element, kept, in_channel, in_plane, period }
+    }
+
+    /// How many elements follow in this plane.
+    #[inline(always)]
+    pub fn plane(&self) -> usize {
+        self.in_plane
     }
 
     /// How many elements follow in this channel and plane.

@@ -21,6 +21,7 @@ mod geometry;
 mod half;
 mod interleaved;
 mod sample;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ pub use few::Run;
 pub use geometry::Geometry;
 use interleaved::Interleaved;
 use sample::Sample;
+pub use source::Source;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -100,22 +102,27 @@ pub enum Encoding {
 
 /// Looks for a compact form of an array, from a sample of it. `None`: it has none, is too small,
 /// or is of a type that is not known here.
-pub fn plan(books: &Books, layout: &Layout, bytes: &[u8]) -> Option<Plan> {
-    let size = layout.dtype().itemsize();
-    if layout.nbytes() != bytes.len() || bytes.len() < LEAST || !is_known(layout.dtype()) {
+pub fn plan<'a>(
+    books: &Books,
+    layout: &Layout,
+    source: impl Into<Source<'a>>,
+) -> Option<Plan> {
+    let (source, size) = (source.into(), layout.dtype().itemsize());
+    let nbytes = source.nbytes();
+    if layout.nbytes() != nbytes || nbytes < LEAST || !is_known(layout.dtype()) {
         return None;
     }
-    let elements = bytes.len() / size;
+    let elements = nbytes / size;
     u32::try_from(elements).ok()?;
-    let sample = Sample::take(bytes, size, elements);
+    let sample = Sample::take(source, size, elements);
     let float = layout.dtype().token() == "<f4";
     let pixels = float || size == 2;
     // Photographs have flat parts; only where nothing else is seen are runs worth a pass.
     let sparse = if pixels { sample.is_flat() } else { sample.changes_less_than(SPARSE) };
-    let runs = if sparse { few::runs(bytes, size) } else { None };
+    let runs = if sparse { few::runs(source, size) } else { None };
     let intent = match runs {
         Some(runs) => Intent::Runs(runs),
-        None if pixels => codes(books, layout, bytes, &sample, 0, false)?,
+        None if pixels => codes(books, layout, source, &sample, 0, false)?,
         None if size > 2 && few::seems_few(&sample, elements) => Intent::Few,
         None => return None,
     };
@@ -130,20 +137,20 @@ const SPARSE: usize = 32;
 fn codes(
     books: &Books,
     layout: &Layout,
-    bytes: &[u8],
+    source: Source,
     sample: &Sample,
     from: usize,
     fresh: bool,
 ) -> Option<Intent> {
     let (dtype, size) = (layout.dtype(), layout.dtype().itemsize());
-    let candidates = geometry::candidates(layout, bytes.len() / size);
+    let candidates = geometry::candidates(layout, source.nbytes() / size);
     candidates.into_iter().enumerate().skip(from).find_map(|(candidate, geometry)| {
         let counts = sample.tally(&geometry)?;
         let fresh = fresh && candidate == from;
         let known = if fresh { None } else { books.find(dtype, &counts) };
         let is_known = known.is_some();
         let book = known.or_else(|| books.learn(dtype, &counts, kind(dtype)))?;
-        let half = geometry::repeated(layout, &geometry, bytes, size);
+        let half = geometry::repeated(layout, &geometry, source, size);
         let geometry = Geometry { half, ..geometry };
         Some(Intent::Codes { geometry, book, candidate, known: is_known })
     })
@@ -174,38 +181,38 @@ impl Plan {
         }
     }
 
-    /// Writes the codes of `bytes`, the array that was planned for, into `chunks`, which together
+    /// Writes the codes of `source`, the array that was planned for, into `chunks`, which together
     /// have room for [`codes_len`](Self::codes_len). Where the sample has misled, the chunks hold
     /// anything afterwards.
     ///
     /// # Errors
     /// [`Refused`], after at most a few passes.
-    pub fn encode(
+    pub fn encode<'a>(
         self,
         books: &Books,
-        bytes: &[u8],
+        source: impl Into<Source<'a>>,
         chunks: &mut [&mut [u8]],
     ) -> std::result::Result<Form, Refused> {
-        self.encode_at(Level::get(), books, bytes, chunks)
+        self.encode_at(Level::get(), books, source.into(), chunks)
     }
 
     pub(crate) fn encode_at(
         self,
         level: Level,
         books: &Books,
-        bytes: &[u8],
+        source: Source,
         chunks: &mut [&mut [u8]],
     ) -> std::result::Result<Form, Refused> {
         let room: usize = chunks.iter().map(|chunk| chunk.len()).sum();
-        if bytes.len() != self.layout.nbytes() || room < self.codes_len() {
+        if source.nbytes() != self.layout.nbytes() || room < self.codes_len() {
             return Err(Refused::Raw);
         }
         let size = self.layout.dtype().itemsize();
-        let form = |encoding| Ok(Form { size, elements: bytes.len() / size, encoding });
+        let form = |encoding| Ok(Form { size, elements: source.nbytes() / size, encoding });
         let mut intent = match self.intent {
             Intent::Runs(runs) => return form(Encoding::Runs(runs)),
             Intent::Few => {
-                let values = few::pack(bytes, size, chunks).ok_or(Refused::Raw)?;
+                let values = few::pack(source, size, chunks).ok_or(Refused::Raw)?;
                 return form(Encoding::Few(values));
             }
             codes => codes,
@@ -213,7 +220,7 @@ impl Plan {
         // A pass that fails does so early, unless the array is odd only towards its end.
         for _ in 0..PASSES {
             let Intent::Codes { geometry, book, candidate, known } = intent else { break };
-            match pass(level, &book, geometry, bytes, chunks) {
+            match pass(level, &book, geometry, source, chunks) {
                 Ok(escapes) => {
                     book.settle();
                     books.keep(&book);
@@ -227,9 +234,9 @@ impl Plan {
                 Err(Stop::Foreign) => (),
             }
             // A book that has grown wrong gets a successor.
-            let sample = Sample::take(bytes, size, bytes.len() / size);
+            let sample = Sample::take(source, size, source.nbytes() / size);
             let from = if known { candidate } else { candidate + 1 };
-            intent = match codes(books, &self.layout, bytes, &sample, from, known) {
+            intent = match codes(books, &self.layout, source, &sample, from, known) {
                 Some(Intent::Codes { geometry: next, book, candidate, known }) => {
                     // The room for codes is settled.
                     let geometry = Geometry { half: geometry.half, ..next };
@@ -249,12 +256,12 @@ fn pass(
     level: Level,
     book: &Arc<Book>,
     geometry: Geometry,
-    bytes: &[u8],
+    source: Source,
     chunks: &mut [&mut [u8]],
 ) -> std::result::Result<Box<[Escape]>, Stop> {
     match float32::Floats::load(book) {
-        Some(coder) => pass_with(level, coder, geometry, bytes, chunks),
-        None => pass_with(level, half::Halves::load(book), geometry, bytes, chunks),
+        Some(coder) => pass_with(level, coder, geometry, source, chunks),
+        None => pass_with(level, half::Halves::load(book), geometry, source, chunks),
     }
 }
 
@@ -262,14 +269,14 @@ fn pass_with<C: encode::Coder>(
     level: Level,
     mut coder: C,
     geometry: Geometry,
-    bytes: &[u8],
+    source: Source,
     chunks: &mut [&mut [u8]],
 ) -> std::result::Result<Box<[Escape]>, Stop> {
     if geometry.is_interleaved() {
         let mut coder = Interleaved { of: coder, geometry };
-        return level.run(Pass { coder: &mut coder, geometry, bytes, chunks });
+        return level.run(Pass { coder: &mut coder, geometry, source, chunks });
     }
-    level.run(Pass { coder: &mut coder, geometry, bytes, chunks })
+    level.run(Pass { coder: &mut coder, geometry, source, chunks })
 }
 
 fn unpack_with<D: decode::Decoder>(

@@ -1,6 +1,7 @@
 //! A few thousand elements from all over an array, and how often each value is among them.
 
 use super::geometry::{Geometry, spread};
+use super::source::Source;
 
 const WINDOWS: usize = 64;
 const WIDTH: usize = 64;
@@ -18,12 +19,13 @@ pub(super) struct Sample {
 
 impl Sample {
     /// Takes windows of an array of `elements > 0` elements.
-    pub fn take(bytes: &[u8], size: usize, elements: usize) -> Self {
+    pub fn take(source: Source, size: usize, elements: usize) -> Self {
+        let mut room = [0; WIDTH * 8];
         let width = WIDTH.min(elements);
         let starts: Vec<_> = (0..WINDOWS).map(|i| spread(i, elements - width + 1)).collect();
         let mut bits = Vec::with_capacity(starts.len() * width);
         for &at in &starts {
-            let window = &bytes[at * size..(at + width) * size];
+            let window = source.read(at * size, width * size, &mut room);
             match size {
                 2 => bits.extend(window.as_chunks::<2>().0.iter().map(|e| widen(e))),
                 4 => bits.extend(window.as_chunks::<4>().0.iter().map(|e| widen(e))),

@@ -63,7 +63,7 @@ fn round_trip_with(
     let (form, codes) = loop {
         let mut codes = vec![0xAA; plan.codes_len()];
         let mut chunks: Vec<_> = codes.chunks_mut(chunk).collect();
-        match plan.encode_at(level, books, bytes, &mut chunks) {
+        match plan.encode_at(level, books, bytes.into(), &mut chunks) {
             Ok(form) => break (form, codes),
             Err(Refused::Again(again)) => plan = *again,
             Err(Refused::Raw) => return None,
