@@ -3,10 +3,11 @@
 //! `compact` measures synthetic images against copying the same bytes, in the same rounds;
 //! `compact FILE…` does so with arrays, `NAME@DTYPE@AxBxC.raw`; `compact DIR` encodes and compares
 //! every such file of a folder.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
 
-use memweir_core::compact::{self, Books, Form, Refused};
+use memweir_core::compact::{self, Books, Form, Refused, Source};
 use memweir_core::layout::{DType, Layout};
+use memweir_core::pack::{Strided, StridedMut};
 use memweir_core::simd::Level;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -51,11 +52,11 @@ fn layout(token: &str, shape: &[usize]) -> Layout {
     Layout::new(DType::new(token, size), shape).unwrap()
 }
 
-fn encode(books: &Books, layout: &Layout, bytes: &[u8], pool: &mut [u8]) -> Option<Form> {
-    let mut plan = compact::plan(books, layout, bytes)?;
+fn encode(books: &Books, layout: &Layout, source: Source, pool: &mut [u8]) -> Option<Form> {
+    let mut plan = compact::plan(books, layout, source)?;
     loop {
         let mut chunks: Vec<_> = pool[..plan.codes_len()].chunks_mut(CHUNK).collect();
-        match plan.encode(books, bytes, &mut chunks) {
+        match plan.encode(books, source, &mut chunks) {
             Ok(form) => return Some(form),
             Err(Refused::Again(again)) => plan = *again,
             Err(Refused::Raw) => return None,
@@ -76,7 +77,7 @@ fn files(folder: &Path) {
         let (stem, layout, bytes) = read(path);
         let (mut pool, mut out) = (vec![0; bytes.len()], vec![1; bytes.len()]);
         let start = Instant::now();
-        let form = encode(&books, &layout, &bytes, &mut pool);
+        let form = encode(&books, &layout, (&bytes).into(), &mut pool);
         let us = start.elapsed().as_micros();
         match form {
             None => println!("{stem:70} raw ({us} us)"),
@@ -156,31 +157,46 @@ fn bench() {
 fn case(name: &str, layout: &Layout, first: &[u8], second: &[u8]) {
     let mut pool = vec![1u8; first.len()];
     let (mut out, mut copy) = (vec![1u8; first.len()], vec![1u8; first.len()]);
-    let rounds = if first.len() < 1 << 20 { 201 } else { 31 };
-    let (mut copies, mut news, mut encodes, mut decodes) = (vec![], vec![], vec![], vec![]);
-    let (mut form, mut plans) = (None, vec![]);
+    let mut other = vec![1u8; first.len()];
+    // SAFETY: both vectors outlive the descriptions, and nothing else touches them while these are
+    // used, but `assert!`.
+    let (from, into) = unsafe {
+        let len = [first.len()];
+        let from = Strided::new(second.as_ptr(), 1, &len, &[1]).unwrap();
+        (from, StridedMut::new(other.as_mut_ptr(), 1, &len, &[1]).unwrap())
+    };
+    let rounds = if first.len() < 1 << 20 { 401 } else { 41 };
+    let mut times = [const { vec![] }; 7];
+    let mut form = None;
     for _ in 0..rounds {
         let books = Books::default();
-        copies.push(timed(|| copy.copy_from_slice(black_box(second))));
-        news.push(timed(|| form = encode(&books, layout, first, &mut pool)));
-        copies.push(timed(|| copy.copy_from_slice(black_box(first))));
-        plans.push(timed(|| _ = black_box(compact::plan(&books, layout, second))));
-        encodes.push(timed(|| form = encode(&books, layout, second, &mut pool)));
+        let mut note = |i: usize, time: f64| times[i].push(time);
+        note(0, timed(|| copy.copy_from_slice(black_box(second))));
+        note(1, timed(|| form = encode(&books, layout, first.into(), &mut pool)));
+        note(0, timed(|| copy.copy_from_slice(black_box(first))));
+        note(2, timed(|| _ = black_box(compact::plan(&books, layout, second))));
+        note(3, timed(|| form = encode(&books, layout, (&from).into(), &mut pool)));
+        note(4, timed(|| form = encode(&books, layout, second.into(), &mut pool)));
         let form = form.as_ref().unwrap();
-        decodes.push(timed(|| decode(form, black_box(&pool), &mut out)));
+        note(5, timed(|| decode(form, black_box(&pool), &mut out)));
         assert!(out == second);
+        let chunks: Vec<_> = pool[..form.codes_len()].chunks(CHUNK).collect();
+        note(6, timed(|| form.decode_into(&chunks, black_box(&into)).unwrap()));
+        assert!(other == second);
     }
     let form = form.unwrap();
-    let (copy, new) = (median(copies), median(news));
-    let (encode, decode) = (median(encodes), median(decodes));
+    let [copy, new, plan, foreign, encode, decode, scatter] = times.map(median);
     println!(
-        "{name:10} {:5.1} MB {:.2}:1  memcpy {copy:.3}  first {new:.3} ({:.2} of repeat)  plan {:.3}  encode {encode:.3} ({:.2}x)  decode {decode:.3} ({:.2}x)  {}",
+        "{name:10} {:5.1} MB {:.2}:1  memcpy {copy:.3}  first {new:.3} ({:.2} of repeat)  plan {plan:.3}  \
+         encode {encode:.3} ({:.2}x), foreign {foreign:.3} ({:.2}x)  \
+         decode {decode:.3} ({:.2}x), foreign {scatter:.3} ({:.2}x)  {}",
         first.len() as f64 / 1e6,
         first.len() as f64 / (form.codes_len() + form.aside()) as f64,
         new / encode,
-        median(plans),
         copy / encode,
+        copy / foreign,
         copy / decode,
+        copy / scatter,
         form.name(),
     );
 }

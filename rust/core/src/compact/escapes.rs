@@ -45,34 +45,42 @@ impl Escapes {
     }
 }
 
-/// Writes the escapes of elements `start..` into their decoded bytes, `SIZE` each.
-pub(super) fn restore<const SIZE: usize>(
+/// Writes the escapes of elements `start..` into their decoded bytes, `size` each.
+pub(super) fn restore(
     escapes: &[Escape],
     geometry: &Geometry,
+    size: usize,
     start: usize,
     out: &mut [u8],
 ) {
-    let end = start + out.len() / SIZE;
+    let end = start + out.len() / size;
+    let kept = geometry.codes(start..end);
+    let first = escapes.partition_point(|e| (e.at + e.len) as usize <= kept.start);
+    let escapes = escapes[first..].iter().take_while(|e| (e.at as usize) < kept.end);
     let mut fill = |from: usize, len: usize, bits: u32| {
         let (from, to) = (from.max(start), (from + len).min(end));
         if from < to {
-            let (elements, _) = out[(from - start) * SIZE..(to - start) * SIZE].as_chunks_mut();
-            elements.fill(low::<SIZE>(bits));
+            super::few::fill(
+                &mut out[(from - start) * size..(to - start) * size],
+                bits.into(),
+                size,
+            );
         }
     };
     for escape in escapes {
-        let (mut at, mut left) = (escape.at as usize, escape.len as usize);
-        while left > 0 {
+        let mut at = kept.start.max(escape.at as usize);
+        let last = kept.end.min((escape.at + escape.len) as usize);
+        while at < last {
             let element = geometry.element(at);
             let len = match geometry.half {
-                0 => left,
-                half => left.min(half - at % half),
+                0 => last - at,
+                half => (last - at).min(half - at % half),
             };
             fill(element, len, escape.bits);
             if geometry.half > 0 {
                 fill(element + geometry.half, len, escape.bits);
             }
-            (at, left) = (at + len, left - len);
+            at += len;
         }
     }
 }

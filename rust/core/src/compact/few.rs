@@ -1,5 +1,6 @@
 //! Arrays of few values or long runs, of any element type: masks, indices, constant images.
 
+use super::decode::{Codes, Out};
 use super::sample::{Sample, widen};
 use super::source::{Source, WINDOW, Window};
 
@@ -46,26 +47,36 @@ pub(super) fn runs(source: Source, size: usize) -> Option<Box<[Run]>> {
 }
 
 /// Writes the elements from `start` on.
-pub(super) fn unpack_runs(runs: &[Run], size: usize, start: usize, out: &mut [u8]) {
-    let first = runs.partition_point(|run| run.end as usize <= start);
-    let mut at = 0;
-    for run in &runs[first..] {
-        let end = ((run.end as usize - start) * size).min(out.len());
-        fill(&mut out[at..end], run.bits, size);
-        at = end;
-        if at == out.len() {
-            break;
+pub(super) fn unpack_runs(runs: &[Run], size: usize, start: usize, mut out: Out) {
+    let mut index = runs.partition_point(|run| run.end as usize <= start);
+    let (mut room, mut at, all) = (Window::new(), 0, out.nbytes());
+    while at < all {
+        let block = out.block(at, WINDOW, &mut room);
+        let mut done = 0;
+        while done < block.len() {
+            let run = runs[index];
+            let left = (run.end as usize - start) * size - at - done;
+            let len = left.min(block.len() - done);
+            fill(&mut block[done..done + len], run.bits, size);
+            index += usize::from(len == left);
+            done += len;
         }
+        out.done(at, done, &room);
+        at += done;
     }
 }
 
-fn fill(out: &mut [u8], bits: u64, size: usize) {
+/// Repeats one element.
+pub(super) fn fill(out: &mut [u8], bits: u64, size: usize) {
     let bytes = bits.to_le_bytes();
     let element = &bytes[..size];
     if element.iter().all(|&byte| byte == element[0]) {
-        out.fill(element[0]);
-    } else {
-        out.chunks_exact_mut(size).for_each(|to| to.copy_from_slice(element));
+        return out.fill(element[0]);
+    }
+    match size {
+        2 => out.as_chunks_mut().0.fill([bytes[0], bytes[1]]),
+        4 => out.as_chunks_mut().0.fill([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        _ => out.chunks_exact_mut(size).for_each(|to| to.copy_from_slice(element)),
     }
 }
 
@@ -131,7 +142,7 @@ fn pack_as<const SIZE: usize>(source: Source, chunks: &mut [&mut [u8]]) -> Optio
 }
 
 /// Writes the elements from `start` on.
-pub(super) fn unpack(values: &[u64], size: usize, chunks: &[&[u8]], start: usize, out: &mut [u8]) {
+pub(super) fn unpack(values: &[u64], size: usize, chunks: &[&[u8]], start: usize, out: Out) {
     let mut table = [0; VALUES];
     table[..values.len()].copy_from_slice(values);
     match size {
@@ -140,21 +151,22 @@ pub(super) fn unpack(values: &[u64], size: usize, chunks: &[&[u8]], start: usize
     }
 }
 
-fn look_up<const SIZE: usize>(
-    table: &[u64; VALUES],
-    chunks: &[&[u8]],
-    start: usize,
-    mut out: &mut [u8],
-) {
-    let mut skip = start;
-    for chunk in chunks {
-        let codes = chunk.get(skip..).unwrap_or(&[]);
-        skip = skip.saturating_sub(chunk.len());
-        let (now, rest) = out.split_at_mut(out.len().min(codes.len() * SIZE));
-        for (element, &code) in now.as_chunks_mut::<SIZE>().0.iter_mut().zip(codes) {
-            let bytes = table[usize::from(code)].to_le_bytes();
-            *element = std::array::from_fn(|i| bytes[i]);
+fn look_up<const SIZE: usize>(table: &[u64; VALUES], chunks: &[&[u8]], start: usize, mut out: Out) {
+    let mut codes = Codes::new(chunks);
+    let (mut room, mut at, all) = (Window::new(), 0, out.nbytes());
+    while at < all {
+        let block = out.block(at, WINDOW, &mut room);
+        let mut done = 0;
+        while done < block.len() {
+            let codes = codes.from(start + (at + done) / SIZE, (block.len() - done) / SIZE);
+            let elements = block[done..].as_chunks_mut::<SIZE>().0;
+            for (element, &code) in elements.iter_mut().zip(codes) {
+                let bytes = table[usize::from(code)].to_le_bytes();
+                *element = std::array::from_fn(|i| bytes[i]);
+            }
+            done += codes.len() * SIZE;
         }
-        out = rest;
+        out.done(at, done, &room);
+        at += done;
     }
 }

@@ -2,6 +2,7 @@
 
 use super::source::Source;
 use crate::layout::Layout;
+use std::ops::Range;
 
 /// Element `i` belongs to channel `(i / inner) % channels`. Of every `2 * half` elements the second
 /// half equals the first and has no codes; `half` is 0 where nothing repeats.
@@ -35,6 +36,21 @@ impl Geometry {
     /// The element of the first plane that a code belongs to.
     pub fn element(&self, kept: usize) -> usize {
         kept + kept.checked_div(self.half).unwrap_or(0) * self.half
+    }
+
+    /// The codes that elements of a range have; with planes on either side, where it touches both.
+    pub(super) fn codes(&self, elements: Range<usize>) -> Range<usize> {
+        let Range { start, end } = elements;
+        let half = self.half;
+        if half == 0 || start >= end {
+            return elements;
+        }
+        let (first, last) = (start / half, (end - 1) / half);
+        if first == last {
+            let skipped = first.div_ceil(2) * half;
+            return start - skipped..end - skipped;
+        }
+        first / 2 * half..(last / 2 + 1) * half
     }
 }
 

@@ -27,10 +27,11 @@ mod tests;
 
 use crate::error::{Error, Result};
 use crate::layout::{DType, Layout};
+use crate::pack::StridedMut;
 use crate::simd::Level;
 use book::Kind;
 pub use book::{Book, Books};
-use decode::Unpack;
+use decode::{Out, Unpack};
 use encode::{Pass, Stop};
 pub use escapes::Escape;
 pub use few::Run;
@@ -102,11 +103,7 @@ pub enum Encoding {
 
 /// Looks for a compact form of an array, from a sample of it. `None`: it has none, is too small,
 /// or is of a type that is not known here.
-pub fn plan<'a>(
-    books: &Books,
-    layout: &Layout,
-    source: impl Into<Source<'a>>,
-) -> Option<Plan> {
+pub fn plan<'a>(books: &Books, layout: &Layout, source: impl Into<Source<'a>>) -> Option<Plan> {
     let (source, size) = (source.into(), layout.dtype().itemsize());
     let nbytes = source.nbytes();
     if layout.nbytes() != nbytes || nbytes < LEAST || !is_known(layout.dtype()) {
@@ -283,15 +280,16 @@ fn unpack_with<D: decode::Decoder>(
     level: Level,
     decoder: D,
     geometry: Geometry,
+    escapes: &[Escape],
     chunks: &[&[u8]],
     start: usize,
-    out: &mut [u8],
+    out: Out,
 ) {
     if geometry.is_interleaved() {
         let decoder = Interleaved { of: decoder, geometry };
-        return level.run(Unpack { decoder, geometry, chunks, start, out });
+        return level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
     }
-    level.run(Unpack { decoder, geometry, chunks, start, out });
+    level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
 }
 
 impl Form {
@@ -354,14 +352,7 @@ impl Form {
     /// [`Error::Layout`] when the chunks hold fewer codes than the form has, or `out` is not as
     /// long as the array.
     pub fn decode(&self, chunks: &[&[u8]], out: &mut [u8]) -> Result<()> {
-        if out.len() != self.nbytes() {
-            return Err(Error::Layout(format!(
-                "{} bytes for an array of {}",
-                out.len(),
-                self.nbytes()
-            )));
-        }
-        self.decode_range(chunks, 0..self.elements, out)
+        self.decode_at(Level::get(), chunks, 0..self.elements, Out::Private(out))
     }
 
     /// Writes the elements of a range, as [`decode`](Self::decode).
@@ -374,20 +365,28 @@ impl Form {
         range: Range<usize>,
         out: &mut [u8],
     ) -> Result<()> {
-        self.decode_at(Level::get(), chunks, range, out)
+        self.decode_at(Level::get(), chunks, range, Out::Private(out))
     }
 
-    pub(crate) fn decode_at(
+    /// Writes the whole array, as [`decode`](Self::decode), into foreign memory of any strides.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_into(&self, chunks: &[&[u8]], out: &StridedMut) -> Result<()> {
+        self.decode_at(Level::get(), chunks, 0..self.elements, Out::Foreign(out))
+    }
+
+    fn decode_at(
         &self,
         level: Level,
         chunks: &[&[u8]],
         range: Range<usize>,
-        out: &mut [u8],
+        out: Out,
     ) -> Result<()> {
         let room: usize = chunks.iter().map(|chunk| chunk.len()).sum();
         let inside = range.start <= range.end && range.end <= self.elements;
-        if !inside || out.len() != range.len() * self.size || room < self.codes_len() {
-            let (out, all) = (out.len(), self.elements);
+        if !inside || out.nbytes() != range.len() * self.size || room < self.codes_len() {
+            let (out, all) = (out.nbytes(), self.elements);
             return Err(Error::Layout(format!(
                 "{out} bytes and {room} codes for elements {range:?} of {all}"
             )));
@@ -400,13 +399,11 @@ impl Form {
                 let geometry = *geometry;
                 match float32::Floats::load(book) {
                     Some(decoder) => {
-                        unpack_with(level, decoder, geometry, chunks, start, out);
-                        escapes::restore::<4>(escapes, &geometry, start, out);
+                        unpack_with(level, decoder, geometry, escapes, chunks, start, out);
                     }
                     None => {
                         let decoder = half::Values::load(book);
-                        unpack_with(level, decoder, geometry, chunks, start, out);
-                        escapes::restore::<2>(escapes, &geometry, start, out);
+                        unpack_with(level, decoder, geometry, escapes, chunks, start, out);
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod foreign;
 mod random;
 
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -51,6 +52,26 @@ fn bf16(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
+/// The form of an array, and its codes.
+fn encoded(
+    books: &Books,
+    level: Level,
+    layout: &Layout,
+    source: Source,
+    chunk: usize,
+) -> Option<(Form, Vec<u8>)> {
+    let mut plan = plan(books, layout, source)?;
+    loop {
+        let mut codes = vec![0xAA; plan.codes_len()];
+        let mut chunks: Vec<_> = codes.chunks_mut(chunk).collect();
+        match plan.encode_at(level, books, source, &mut chunks) {
+            Ok(form) => return Some((form, codes)),
+            Err(Refused::Again(again)) => plan = *again,
+            Err(Refused::Raw) => return None,
+        }
+    }
+}
+
 /// Encodes in chunks of a size, and checks what is decoded at all levels, in whole and in parts.
 fn round_trip_with(
     books: &Books,
@@ -59,29 +80,20 @@ fn round_trip_with(
     bytes: &[u8],
     chunk: usize,
 ) -> Option<(Form, Vec<u8>)> {
-    let mut plan = plan(books, layout, bytes)?;
-    let (form, codes) = loop {
-        let mut codes = vec![0xAA; plan.codes_len()];
-        let mut chunks: Vec<_> = codes.chunks_mut(chunk).collect();
-        match plan.encode_at(level, books, bytes.into(), &mut chunks) {
-            Ok(form) => break (form, codes),
-            Err(Refused::Again(again)) => plan = *again,
-            Err(Refused::Raw) => return None,
-        }
-    };
+    let (form, codes) = encoded(books, level, layout, bytes.into(), chunk)?;
     assert_eq!(form.codes_len(), codes.len());
     assert!(codes.len() + form.aside() <= bytes.len() * 3 / 4, "{}", form.name());
     let chunks: Vec<_> = codes.chunks(chunk).collect();
     let (size, all) = (form.itemsize(), bytes.len() / form.itemsize());
     for level in Level::all() {
         let mut out = vec![0x55; bytes.len()];
-        form.decode_at(level, &chunks, 0..all, &mut out).unwrap();
+        form.decode_at(level, &chunks, 0..all, Out::Private(&mut out)).unwrap();
         assert!(out == bytes, "{level:?} {}", form.name());
         for part in 0..6 {
             let (a, b) = (noise(part, 1) as usize % (all + 1), noise(part, 2) as usize % (all + 1));
             let range = a.min(b)..a.max(b);
             let mut out = vec![0x55; range.len() * size];
-            form.decode_at(level, &chunks, range.clone(), &mut out).unwrap();
+            form.decode_at(level, &chunks, range.clone(), Out::Private(&mut out)).unwrap();
             assert!(out == bytes[range.start * size..range.end * size], "{range:?}");
         }
     }

@@ -100,6 +100,7 @@ proptest! {
             let mut codes = None;
             for (level, books) in &books {
                 let found = round_trip_with(books, *level, &layout, &bytes, case.chunk);
+                foreign::check(books, *level, &layout, &bytes, case.chunk);
                 let found = found.map(|(form, codes)| (form.name(), codes));
                 let before = codes.get_or_insert_with(|| found.clone());
                 prop_assert!(*before == found, "levels differ");
