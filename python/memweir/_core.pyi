@@ -19,7 +19,7 @@ _Array: TypeAlias = np.ndarray[Any, Any]
 class Cache:
     """The compiled part of :class:`memweir.PixelCache`."""
 
-    def __new__(cls, budget: int) -> Self: ...
+    def __new__(cls, budget: int, compact: bool) -> Self: ...
     def __len__(self) -> int: ...
     def __contains__(self, key: _Key, /) -> bool: ...
     @property
@@ -81,8 +81,9 @@ class Reservation:
 class Pixels(Mapping[str, _Array]):
     """An entry of a cache: arrays by name, kept in memory while this handle lives.
 
-    ``px[name]`` is a read-only array. One of more than 4 KiB keeps the whole entry in memory
-    while it, or any slice of it, lives; smaller ones are copies that keep nothing.
+    ``px[name]`` is a read-only array. One in compact form is decoded anew on each access, into
+    memory of its own; one that is stored as it is and has more than 4 KiB is a view that keeps the
+    whole entry in memory while it, or any slice of it, lives; smaller ones are copies.
     """
 
     def __getitem__(self, name: str, /) -> _Array: ...
@@ -101,6 +102,10 @@ class Pixels(Mapping[str, _Array]):
         """Bytes of all arrays, decoded."""
 
     @property
+    def encoding(self) -> dict[str, str]:
+        """How every array is stored: ``"raw"``, or its compact form in words."""
+
+    @property
     def kept(self) -> bool:
         """Whether these bytes are in the cache's budget, or did not fit and are only lent."""
 
@@ -108,13 +113,13 @@ class Pixels(Mapping[str, _Array]):
         """An array as a read-only buffer."""
 
     def decode(self) -> dict[str, _Array]:
-        """All arrays by name, as ``px[name]`` gives them."""
+        """All arrays by name, as ``px[name]`` gives them, decoded in one call off the GIL."""
 
     def copy_into(self, name: str, out: Any) -> None:
         """Writes an array into ``out``: a writable numpy array, torch tensor on the CPU or buffer.
 
         Same dtype (``TypeError``) and shape (``ValueError``), any strides: a row of a batch, a
-        transposed view. Off the GIL.
+        transposed view. Compact forms are decoded straight into it. Off the GIL.
         """
 
     def digest(self, name: str) -> Digest:

@@ -7,7 +7,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 import memweir as mw
 
-RAW = np.arange(60_000, dtype=np.float32).reshape(3, 100, 200)
+RAW = np.arange(60_000, dtype=np.float32).reshape(3, 100, 200)  # too many values to be compact
+NOISE = np.random.default_rng(0).integers(256, size=2 << 20, dtype=np.uint8)
 
 
 def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
@@ -194,7 +195,7 @@ def test_what_is_in_use_stays_and_counts() -> None:
         views.append(cache.get(str(n))["array"])  # type: ignore[index]
     stats = cache.stats()
     assert stats.pinned_bytes >= 4 * row.nbytes
-    assert not cache.put("large", np.zeros(300_000, np.uint8))
+    assert not cache.put("large", NOISE[:300_000])
     assert cache.stats().refused == 1
     assert all((view == row + n).all() for n, view in enumerate(views))
     tail = views[0][:1]
@@ -250,12 +251,12 @@ def test_a_budget_of_nothing_works_and_keeps_nothing() -> None:
 def test_what_does_not_fit_evicts_nothing() -> None:
     cache = mw.PixelCache("1 MiB")
     cache.put("small", RAW[0])
-    assert not cache.put("large", np.zeros(2 << 20, np.uint8))
+    assert not cache.put("large", NOISE)
     assert "small" in cache
     cache.put("replaced", RAW[0])
-    assert not cache.put("replaced", np.zeros(2 << 20, np.uint8))
+    assert not cache.put("replaced", NOISE)
     assert "replaced" not in cache  # the old value is not the answer any more
-    pixels = cache.get_or_load("large", lambda: np.zeros(2 << 20, np.uint8), nbytes=2 << 20)
+    pixels = cache.get_or_load("large", lambda: NOISE, nbytes=NOISE.nbytes)
     assert not pixels.kept
     assert "small" in cache
 
@@ -285,7 +286,10 @@ def test_put_array_is_found_by_content() -> None:
     assert missing is None
 
 
-def test_what_another_thread_mutates_is_stored_as_it_was_hashed() -> None:
+@pytest.mark.parametrize("compact", ["auto", "off"])
+def test_what_another_thread_mutates_is_stored_as_it_was_hashed(
+    compact: Literal["auto", "off"],
+) -> None:
     array = np.zeros(1 << 20, np.uint64)
     stop = threading.Event()
 
@@ -297,7 +301,7 @@ def test_what_another_thread_mutates_is_stored_as_it_was_hashed() -> None:
 
     thread = threading.Thread(target=mutate)
     thread.start()
-    cache = mw.PixelCache("64 MiB")
+    cache = mw.PixelCache("64 MiB", compact=compact)
     try:
         for _ in range(20):
             digest, pixels = cache.put_array(array)

@@ -152,7 +152,7 @@ def test_loads_that_need_each_other_do_not_hang() -> None:
 
 
 def test_a_reservation_never_waits() -> None:
-    cache = mw.PixelCache("1 MiB")
+    cache = mw.PixelCache("1 MiB", compact="off")
     inside = threading.Event()
     gate = threading.Event()
 

@@ -209,7 +209,7 @@ def test_memory_really_comes_back_every_time() -> None:
             with open("/proc/self/status") as status:
                 return next(int(l.split()[1]) << 10 for l in status if l.startswith("RssAnon"))
 
-        source = np.ones(4 << 20, np.uint8)
+        source = np.random.default_rng(0).integers(256, size=4 << 20, dtype=np.uint8)
         cache = mw.PixelCache("64 MiB")
         cache.put("warm", source)
         cache.clear()

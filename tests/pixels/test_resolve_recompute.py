@@ -216,7 +216,7 @@ def test_what_fetch_raises_goes_through(cache: mw.PixelCache) -> None:
 def test_a_tiny_budget_evicts_and_recomputes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_entries", provenance._Generations(1000))
     plain = Qwen2VLImageProcessorPil()
-    cache = mw.PixelCache("3 MiB")
+    cache = mw.PixelCache("400 KiB")
     processor = mw.CachedProcessor(plain, cache)
     stripped = []
     for turn in range(4):

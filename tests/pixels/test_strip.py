@@ -324,7 +324,7 @@ def test_references_stay_and_are_counted_once(cache: mw.PixelCache) -> None:
 
 
 def test_what_does_not_fit_stays_in_place_and_is_listed() -> None:
-    cache = mw.PixelCache("1 MiB")
+    cache = mw.PixelCache("1 MiB", compact="off")
     arrays = [np.full(400_000, n, np.uint8) for n in range(4)]
     s = mw.strip(arrays, cache)
     kept = [entry.path for entry in s.left]

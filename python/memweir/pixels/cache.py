@@ -79,6 +79,7 @@ class PixelCache(_core.Cache):
     """
 
     name: str
+    compact: Literal["auto", "off"]
     _flights: Flights
 
     def __new__(
@@ -94,8 +95,9 @@ class PixelCache(_core.Cache):
             from memweir import settings
 
             budget = settings.current().cache_budget
-        self = super().__new__(cls, parse_size(budget))
+        self = super().__new__(cls, parse_size(budget), compact == "auto")
         self.name = name
+        self.compact = compact
         self._flights = Flights()
         register(self)
         return self
@@ -232,7 +234,7 @@ class _Room:
                 self._reservation = cache._reserve(nbytes)
             except MemoryError:
                 self._reservation = None  # less may be needed than was said
-            if self._reservation is None:
+            if self._reservation is None and cache.compact == "off":
                 self._generation = None  # no room: what is loaded is served and not kept
 
     def __enter__(self) -> _Room:

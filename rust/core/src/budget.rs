@@ -35,6 +35,11 @@ impl Budget {
         self.held
     }
 
+    /// Bytes that exist or are promised.
+    pub fn owned(&self) -> usize {
+        self.held + self.claimed
+    }
+
     /// The most bytes that were ever held or promised at once.
     pub fn peak(&self) -> usize {
         self.peak

@@ -77,14 +77,16 @@ impl<T> Lru<T> {
         Some(value)
     }
 
-    /// The value in a slot.
+    /// The value in a slot, if there is such a slot.
     pub fn get(&self, id: Id) -> Option<&T> {
-        self.node(id).value.as_ref()
+        let chunk = self.chunks.get(id as usize / CHUNK)?;
+        chunk[id as usize % CHUNK].value.as_ref()
     }
 
-    /// The value in a slot.
+    /// The value in a slot, if there is such a slot.
     pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.node_mut(id).value.as_mut()
+        let chunk = self.chunks.get_mut(id as usize / CHUNK)?;
+        chunk[id as usize % CHUNK].value.as_mut()
     }
 
     /// Whether the slot is in the list.
@@ -132,6 +134,23 @@ impl<T> Lru<T> {
     /// The least recently used slot of the list.
     pub fn oldest(&self) -> Option<Id> {
         (self.tail != NIL).then_some(self.tail)
+    }
+
+    /// The most recently used slot of the list.
+    pub fn newest(&self) -> Option<Id> {
+        (self.head != NIL).then_some(self.head)
+    }
+
+    /// The slot that was used next after a listed one.
+    pub fn newer(&self, id: Id) -> Option<Id> {
+        let prev = self.node(id).prev;
+        (self.node(id).linked && prev != NIL).then_some(prev)
+    }
+
+    /// The slot that was used last before a listed one.
+    pub fn older(&self, id: Id) -> Option<Id> {
+        let next = self.node(id).next;
+        (self.node(id).linked && next != NIL).then_some(next)
     }
 
     /// Every occupied slot, in no order.
@@ -200,7 +219,13 @@ mod tests {
                     _ => prop_assert_eq!(lru.get(id), Some(&value)),
                 }
                 prop_assert_eq!(lru.len(), slots.len());
-                prop_assert_eq!(lru.oldest(), order.last().copied());
+                let walk = |from: Option<Id>, to: fn(&Lru<usize>, Id) -> Option<Id>| {
+                    std::iter::successors(from, |&id| to(&lru, id)).collect::<Vec<Id>>()
+                };
+                prop_assert_eq!(&walk(lru.newest(), Lru::older), &order);
+                order.reverse();
+                prop_assert_eq!(&walk(lru.oldest(), Lru::newer), &order);
+                order.reverse();
                 prop_assert!(slots.iter().all(|&(s, _)| lru.is_linked(s) == order.contains(&s)));
             }
             let mut ids: Vec<Id> = lru.ids().collect();

@@ -19,7 +19,7 @@ fn key(n: usize) -> Key {
 }
 
 fn put(cache: &Arc<Cache>, n: usize, nbytes: usize, byte: u8) -> bool {
-    let Some(mut writer) = cache.begin(spec(nbytes)).expect("memory") else {
+    let Some(mut writer) = cache.begin(spec(nbytes), None).expect("memory") else {
         cache.remove(&key(n));
         return false;
     };
@@ -28,7 +28,7 @@ fn put(cache: &Arc<Cache>, n: usize, nbytes: usize, byte: u8) -> bool {
 }
 
 fn holds(pin: &Pin, byte: u8) -> bool {
-    pin.bytes()[..pin.spec().span()].iter().all(|&b| b == byte)
+    pin.spec().fields().iter().all(|field| pin.bytes(field).iter().all(|&b| b == byte))
 }
 
 #[derive(Debug, Clone)]
@@ -65,7 +65,7 @@ proptest! {
     #[test]
     fn like_a_dict_that_forgets(ops in prop::collection::vec(op(), 1..120)) {
         let mut limit = 4_000_000;
-        let cache = Cache::new(limit);
+        let cache = Cache::new(limit, true);
         let mut values: HashMap<usize, u8> = HashMap::new();
         let mut held: Vec<(Pin, u8)> = Vec::new();
         for (i, op) in ops.into_iter().enumerate() {
@@ -93,9 +93,9 @@ proptest! {
                 Op::Release(k) => if !held.is_empty() {
                     held.swap_remove(k % held.len());
                 },
-                Op::Reserve(n) => if let Some(reservation) = cache.reserve(n).expect("memory") {
+                Op::Reserve(n) => if let Some(reservation) = cache.reserve(n) {
                     prop_assert!(cache.stats().bytes <= limit.max(before.bytes));
-                    let mut writer = reservation.begin(spec(n)).expect("memory").expect("reserved");
+                    let mut writer = cache.begin(spec(n), Some(reservation)).expect("memory").expect("reserved");
                     writer.fill(|_, out| out[..n].fill(byte));
                     // Dropped without being published: everything comes back.
                 },
@@ -132,7 +132,7 @@ proptest! {
 
 #[test]
 fn least_recently_used_goes_first() {
-    let cache = Cache::new(1 << 20);
+    let cache = Cache::new(1 << 20, true);
     for n in 0..10 {
         assert!(put(&cache, n, 98_000, 1));
     }
@@ -143,7 +143,7 @@ fn least_recently_used_goes_first() {
 
 #[test]
 fn a_full_cache_of_pins_refuses() {
-    let cache = Cache::new(1 << 20);
+    let cache = Cache::new(1 << 20, true);
     let pins: Vec<Pin> = (0..10)
         .map(|n| {
             assert!(put(&cache, n, 90_000, n as u8));
@@ -161,33 +161,34 @@ fn a_full_cache_of_pins_refuses() {
 
 #[test]
 fn nothing_is_kept_from_before_a_clear() {
-    let cache = Cache::new(1 << 20);
+    let cache = Cache::new(1 << 20, true);
     let generation = cache.generation();
-    let writer = cache.begin(spec(1000)).expect("memory").expect("room");
+    let writer = cache.begin(spec(1000), None).expect("memory").expect("room");
     cache.clear();
     assert!(!writer.publish(key(1), Existing::Replace, Some(generation)));
     assert!(cache.is_empty());
-    let writer = cache.begin(spec(1000)).expect("memory").expect("room");
+    let writer = cache.begin(spec(1000), None).expect("memory").expect("room");
     assert!(writer.publish(key(1), Existing::Replace, Some(cache.generation())));
 }
 
 #[test]
 fn the_first_content_stays_where_keys_name_contents() {
-    let cache = Cache::new(1 << 20);
+    let cache = Cache::new(1 << 20, true);
     let mut pins = Vec::new();
     for _ in 0..3 {
-        let mut writer = cache.begin(spec(5000)).expect("memory").expect("room");
+        let mut writer = cache.begin(spec(5000), None).expect("memory").expect("room");
         writer.fill(|_, out| out.fill(3));
         pins.push(writer.publish_pinned(key(1), Existing::Keep, None).expect("current"));
     }
     assert_eq!(cache.len(), 1);
-    assert!(pins.iter().all(|p| p.bytes().as_ptr() == pins[0].bytes().as_ptr()));
+    let place = |pin: &Pin| pin.bytes(&pin.spec().fields()[0]).as_ptr();
+    assert!(pins.iter().all(|pin| place(pin) == place(&pins[0])));
 }
 
 #[test]
 fn eight_threads_stay_within_the_budget() {
     const LIMIT: usize = 8 << 20;
-    let cache = Cache::new(LIMIT);
+    let cache = Cache::new(LIMIT, true);
     let stop = AtomicBool::new(false);
     let seen = AtomicUsize::new(0);
     std::thread::scope(|s| {
@@ -227,7 +228,7 @@ fn eight_threads_stay_within_the_budget() {
                             13 => held.clear(),
                             14 => drop(cache.evict(LIMIT / 2)),
                             _ if x.is_multiple_of(8) => drop(cache.clear()),
-                            _ => drop(cache.reserve(nbytes).expect("memory")),
+                            _ => drop(cache.reserve(nbytes)),
                         }
                         assert!(held.iter().all(|(pin, byte)| holds(pin, *byte)));
                     }

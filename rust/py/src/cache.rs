@@ -3,11 +3,9 @@
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
-use memweir_core::cache::{Cache, Existing, Key, Part, Reservation};
-use memweir_core::digest::{self, Algorithm, CopyHasher};
+use memweir_core::cache::{Array, Cache, Existing, Key, Part, Reservation};
+use memweir_core::digest::{self, Algorithm};
 use memweir_core::error::Error;
-use memweir_core::pack::Strided;
-use memweir_core::pixels::Spec;
 use memweir_core::proc::fork;
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -49,8 +47,8 @@ impl PyReservation {
 #[pymethods]
 impl PyCache {
     #[new]
-    fn new(budget: usize) -> Self {
-        Self { cache: Cache::new(budget) }
+    fn new(budget: usize, compact: bool) -> Self {
+        Self { cache: Cache::new(budget, compact) }
     }
 
     fn get(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<PyPixels>> {
@@ -86,12 +84,11 @@ impl PyCache {
     ) -> PyResult<bool> {
         let key = key_of(key)?;
         let arrays = Arrays::of(arrays)?;
-        let store = |sources: &[&Strided], spec| -> Result<bool, Error> {
-            let Some(mut writer) = self.cache.begin(spec)? else {
+        let store = |arrays: &[Array<'_>]| -> Result<bool, Error> {
+            let Some(writer) = self.cache.write(arrays, None)? else {
                 self.cache.remove(&key); // an older value under this key is not the answer
                 return Ok(false);
             };
-            writer.fill(|spec, out| copy(sources, spec, out));
             Ok(writer.publish(key, Existing::Replace, None))
         };
         arrays.with(py, store)
@@ -111,23 +108,16 @@ impl PyCache {
         let key = key_of(key)?;
         let arrays = Arrays::of(arrays)?;
         let reservation = reservation.and_then(PyReservation::take);
-        let serve = |sources: &[&Strided], spec: Spec| {
-            let loose = spec.clone();
+        let serve = |arrays: &[Array<'_>]| {
             if generation.is_some() {
-                let writer = match reservation {
-                    Some(reservation) => reservation.begin(spec),
-                    None => self.cache.begin(spec),
-                };
                 // The system's refusal is not the end: less is asked of it below.
-                if let Ok(Some(mut writer)) = writer {
-                    writer.fill(|spec, out| copy(sources, spec, out));
-                    let pin = writer.publish_pinned(key, Existing::Replace, generation);
-                    if let Some(pin) = pin {
-                        return Ok(pin);
-                    }
+                if let Ok(Some(writer)) = self.cache.write(arrays, reservation)
+                    && let Some(pin) = writer.publish_pinned(key, Existing::Replace, generation)
+                {
+                    return Ok(pin);
                 }
             }
-            self.cache.loose(loose, |spec, out| copy(sources, spec, out))
+            self.cache.loose(arrays)
         };
         arrays.with(py, serve).map(PyPixels::new)
     }
@@ -140,18 +130,16 @@ impl PyCache {
         let array = Borrowed::array(array)?;
         let (layout, source) = (array.layout(), array.source());
         let store = || -> Result<_, Error> {
-            let spec = Spec::new([(ALONE.into(), layout.clone())])?;
-            let mut hasher = CopyHasher::new(Algorithm::Blake3);
-            let Some(mut writer) = self.cache.begin(spec)? else {
-                let content = digest::content(Algorithm::Blake3, source);
-                let digest = digest::array(Algorithm::Blake3, layout, &content);
-                // It may be there already: its name was not known before.
-                return Ok((digest, self.cache.peek(&Key::content(digest.as_bytes()))));
-            };
-            writer.fill(|_, out| hasher.copy(source, &mut out[..layout.nbytes()]));
-            let digest = digest::array(Algorithm::Blake3, layout, &hasher.finish());
+            let array = Array { name: ALONE.into(), layout, source };
+            let (writer, content) = self.cache.write_hashed(array)?;
+            let digest = digest::array(Algorithm::Blake3, layout, &content);
             let key = Key::content(digest.as_bytes());
-            Ok((digest, writer.publish_pinned(key, Existing::Keep, None)))
+            let pin = match writer {
+                Some(writer) => writer.publish_pinned(key, Existing::Keep, None),
+                // It may be there already: its name was not known before.
+                None => self.cache.peek(&key),
+            };
+            Ok((digest, pin))
         };
         let stored = if layout.nbytes() > BULK { py.detach(store) } else { store() };
         let (digest, pin) = stored.map_err(raised)?;
@@ -167,9 +155,9 @@ impl PyCache {
         self.cache.peek(&Key::content(digest.as_bytes())).map(PyPixels::new)
     }
 
-    fn _reserve(&self, py: Python<'_>, nbytes: usize) -> PyResult<Option<PyReservation>> {
-        let reserved = py.detach(|| self.cache.reserve(nbytes)).map_err(raised)?;
-        Ok(reserved.map(|r| PyReservation { held: Mutex::new(Some(r)) }))
+    fn _reserve(&self, py: Python<'_>, nbytes: usize) -> Option<PyReservation> {
+        let reserved = py.detach(|| self.cache.reserve(nbytes));
+        reserved.map(|r| PyReservation { held: Mutex::new(Some(r)) })
     }
 
     #[getter]
@@ -248,39 +236,30 @@ impl<'py> Arrays<'py> {
         Ok(Self(arrays))
     }
 
-    /// Runs `store` over the sources, off the GIL when there is much to copy.
+    /// Runs `store` over the arrays, off the GIL when there is much to copy.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        store: impl FnOnce(&[&Strided], Spec) -> Result<T, Error> + Send,
+        store: impl FnOnce(&[Array<'_>]) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
-        let fields = self.0.iter().map(|(name, array)| (name.clone(), array.layout().clone()));
-        let spec = Spec::new(fields).map_err(raised)?;
-        let many: Vec<&Strided>;
+        fn array<'a>((name, memory): &'a (Cow<'static, str>, Borrowed<'_>)) -> Array<'a> {
+            Array { name: name.clone(), layout: memory.layout(), source: memory.source() }
+        }
+        let many: Vec<Array<'_>>;
         let one;
-        let sources: &[&Strided] = match &self.0[..] {
-            [(_, array)] => {
-                one = [array.source()];
+        let arrays: &[Array<'_>] = match &self.0[..] {
+            [alone] => {
+                one = [array(alone)];
                 &one
             }
-            arrays => {
-                many = arrays.iter().map(|(_, array)| array.source()).collect();
+            several => {
+                many = several.iter().map(array).collect();
                 &many
             }
         };
-        let stored = if spec.span() > BULK {
-            py.detach(|| store(sources, spec))
-        } else {
-            store(sources, spec)
-        };
+        let bulk = arrays.iter().any(|array| array.layout.nbytes() > BULK);
+        let stored = if bulk { py.detach(|| store(arrays)) } else { store(arrays) };
         stored.map_err(raised)
-    }
-}
-
-/// Copies the sources to where the description has their arrays.
-fn copy(sources: &[&Strided], spec: &Spec, out: &mut [u8]) {
-    for (field, source) in spec.fields().iter().zip(sources) {
-        source.copy_to(&mut out[field.range()]);
     }
 }
 
@@ -312,7 +291,7 @@ fn part_of<'a>(part: &'a Bound<'_, PyAny>) -> PyResult<Part<'a>> {
     )))
 }
 
-fn raised(error: Error) -> PyErr {
+pub fn raised(error: Error) -> PyErr {
     match error {
         Error::OutOfMemory { .. } => PyMemoryError::new_err(error.to_string()),
         other => PyValueError::new_err(other.to_string()),

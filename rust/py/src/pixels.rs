@@ -1,6 +1,7 @@
 //! Handles on entries.
 
 use memweir_core::cache::Pin;
+use memweir_core::compact::Form;
 use memweir_core::digest::{self, Algorithm};
 use memweir_core::pixels::Field;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
@@ -8,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::borrow::BorrowedMut;
+use crate::cache::raised;
 use crate::digest::PyDigest;
 use crate::view::{PyView, ndarray};
 
@@ -27,19 +29,18 @@ impl PyPixels {
         Self { pin }
     }
 
-    fn field(&self, name: &str) -> PyResult<Field> {
-        let spec = self.pin.spec();
-        spec.field(name).cloned().ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+    fn field(&self, name: &str) -> PyResult<&Field> {
+        self.pin.spec().field(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
     }
 
-    fn bytes(&self, field: &Field) -> &[u8] {
-        self.pin.bytes().get(field.range()).unwrap_or_default()
-    }
-
-    fn view_of(&self, field: &Field) -> PyResult<PyView> {
+    fn view_of(&self, py: Python<'_>, field: &Field) -> PyResult<PyView> {
         let layout = field.layout();
+        if field.form().is_some() {
+            let output = py.detach(|| self.pin.decode(field)).map_err(raised)?;
+            return Ok(PyView::decoded(output, layout));
+        }
         if layout.nbytes() <= SMALL {
-            return Ok(PyView::copied(self.bytes(field), layout));
+            return Ok(PyView::copied(self.pin.bytes(field), layout));
         }
         let pin = self.pin.again();
         let pin = pin.ok_or_else(|| PyRuntimeError::new_err("too many views of one entry"))?;
@@ -51,11 +52,11 @@ impl PyPixels {
 impl PyPixels {
     fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let field = self.field(name)?;
-        ndarray(py, self.view_of(&field)?, field.layout())
+        ndarray(py, self.view_of(py, field)?, field.layout())
     }
 
-    fn view(&self, name: &str) -> PyResult<PyView> {
-        self.view_of(&self.field(name)?)
+    fn view(&self, py: Python<'_>, name: &str) -> PyResult<PyView> {
+        self.view_of(py, self.field(name)?)
     }
 
     fn __len__(&self) -> usize {
@@ -83,9 +84,18 @@ impl PyPixels {
     }
 
     fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let fields = self.pin.spec().fields();
+        let decode = |field: &Field| field.form().map(|_| self.pin.decode(field)).transpose();
+        let outputs = || fields.iter().map(decode).collect::<Result<Vec<_>, _>>();
+        let compact = fields.iter().any(|field| field.form().is_some());
+        let outputs = if compact { py.detach(outputs) } else { outputs() }.map_err(raised)?;
         let arrays = PyDict::new(py);
-        for field in self.pin.spec().fields() {
-            arrays.set_item(field.name(), ndarray(py, self.view_of(field)?, field.layout())?)?;
+        for (field, output) in fields.iter().zip(outputs) {
+            let view = match output {
+                Some(output) => PyView::decoded(output, field.layout()),
+                None => self.view_of(py, field)?,
+            };
+            arrays.set_item(field.name(), ndarray(py, view, field.layout())?)?;
         }
         Ok(arrays)
     }
@@ -106,20 +116,16 @@ impl PyPixels {
                 "{name:?} has shape {have:?} and the destination {want:?}"
             )));
         }
-        let (bytes, destination) = (self.bytes(&field), out.destination());
-        if bytes.len() > BULK {
-            py.detach(|| destination.from_slice(bytes));
-        } else {
-            destination.from_slice(bytes);
-        }
-        Ok(())
+        let write = || self.pin.write_to(field, out.destination());
+        let bulk = have.nbytes() > BULK;
+        if bulk { py.detach(write) } else { write() }.map_err(raised)
     }
 
     fn digest(&self, py: Python<'_>, name: &str) -> PyResult<PyDigest> {
         let field = self.field(name)?;
-        let bytes = self.bytes(&field);
-        let hash = || Algorithm::Blake3.hash(bytes);
-        let content = if bytes.len() > BULK { py.detach(hash) } else { hash() };
+        let hash = || self.pin.content(field);
+        let bulk = field.layout().nbytes() > BULK;
+        let content = if bulk { py.detach(hash) } else { hash() }.map_err(raised)?;
         Ok(PyDigest::from(digest::array(Algorithm::Blake3, field.layout(), &content)))
     }
 
@@ -145,6 +151,16 @@ impl PyPixels {
     #[getter]
     fn nbytes(&self) -> usize {
         self.pin.spec().logical()
+    }
+
+    #[getter]
+    fn encoding<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let encodings = PyDict::new(py);
+        for field in self.pin.spec().fields() {
+            let name = field.form().map_or_else(|| "raw".to_owned(), Form::name);
+            encodings.set_item(field.name(), name)?;
+        }
+        Ok(encodings)
     }
 
     #[getter]

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_int};
 use std::ptr;
 
-use memweir_core::cache::Pin;
+use memweir_core::cache::{Output, Pin};
 use memweir_core::layout::Layout;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -26,6 +26,7 @@ pub struct PyView {
 /// Where a view's bytes live: none of them moves while the view exists.
 enum Bytes {
     Pinned { pin: Pin, start: usize, len: usize },
+    Decoded(Output),
     Copied(Box<[u8]>),
 }
 
@@ -33,8 +34,9 @@ impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
             Self::Pinned { pin, start, len } => {
-                pin.bytes().get(*start..*start + *len).unwrap_or_default()
+                pin.first().get(*start..*start + *len).unwrap_or_default()
             }
+            Self::Decoded(output) => output.bytes(),
             Self::Copied(bytes) => bytes,
         }
     }
@@ -44,6 +46,11 @@ impl PyView {
     /// A view that pins `pin`'s entry; `range` is the array's place in it.
     pub fn pinned(pin: Pin, layout: &Layout, range: std::ops::Range<usize>) -> Self {
         Self::new(Bytes::Pinned { pin, start: range.start, len: range.len() }, layout)
+    }
+
+    /// A view over pages of its own.
+    pub fn decoded(output: Output, layout: &Layout) -> Self {
+        Self::new(Bytes::Decoded(output), layout)
     }
 
     /// A view over bytes of its own, which pins nothing.

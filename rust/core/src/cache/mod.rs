@@ -5,22 +5,32 @@
 //! taken and stay on the account until the system has them back; pages are written, discarded
 //! and mapped with the lock released. An evicted entry's pages serve the newcomer directly where
 //! they fit, so a full cache in steady state makes no system call.
+//!
+//! A look-up lends an entry and takes the lock once: its user ends the loan without it. Whether an
+//! entry is in use is found out when somebody wants to know. One that is then leaves the list and
+//! has its last user come back to it, so that it is met once, however long it is used.
 
 mod key;
+mod output;
 mod pin;
 mod room;
+mod state;
+mod store;
 mod writer;
 
-use crate::arena::{Arena, Block, Loan, page};
+use crate::arena::page;
 use crate::budget::Budget;
-use crate::lru::{Id, Lru};
-use crate::pixels::Spec;
+use crate::compact::Books;
+use crate::lru::Id;
 use crate::proc::fork::{self, Forked, lock};
-use hashbrown::HashTable;
 pub use key::{Key, Part};
+pub use output::Output;
 pub use pin::Pin;
+use room::Gone;
+use state::{Bookkeeping, Entry, Phase, State};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+pub use store::Array;
 pub use writer::{Existing, Reservation, Writer};
 
 /// Counters and bytes of a cache at one moment.
@@ -28,7 +38,8 @@ pub use writer::{Existing, Reservation, Writer};
 pub struct Stats {
     /// Entries that can be found.
     pub entries: usize,
-    /// Bytes owned: pages, bookkeeping, and entries that are gone but still in use.
+    /// Bytes owned: pages, bookkeeping, entries that are gone but still in use, and what is put
+    /// aside for those that are being made.
     pub bytes: usize,
     /// Bytes that may be owned.
     pub budget: usize,
@@ -50,77 +61,24 @@ pub struct Stats {
     pub refused: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Being written or waiting for its bytes; not in the index.
-    Coming,
-    /// In the index.
-    Live,
-    /// Removed while in use; goes with its last user.
-    Leaving,
-}
-
-struct Entry {
-    key: Key,
-    /// What the arrays are, once the entry is there.
-    spec: Option<Arc<Spec>>,
-    block: Block,
-    /// Bytes charged beside the block's.
-    meta: usize,
-    phase: Phase,
-}
-
-impl Entry {
-    fn bytes(&self) -> usize {
-        self.block.len() + self.meta
-    }
-}
-
-struct State {
-    budget: Budget,
-    arena: Arena,
-    slots: Lru<Entry>,
-    index: HashTable<Id>,
-    /// Bytes of the live entries that are not in use: those that can go.
-    idle: usize,
-    pinned: usize,
-    /// Bytes on the account of entries that left their slots and are about to go.
-    leaving: usize,
-    logical: usize,
-    generation: u64,
-    forks: u64,
-    hits: u64,
-    misses: u64,
-    evictions: u64,
-    refused: u64,
-}
-
 /// See the module.
 pub struct Cache {
     state: Mutex<State>,
     lent: AtomicUsize,
+    /// What compact entries share; `None` where every array is stored as it is.
+    books: Option<Books>,
 }
 
 impl Cache {
-    /// A cache of `limit` bytes; 0 keeps nothing.
-    pub fn new(limit: usize) -> Arc<Self> {
-        let state = State {
-            budget: Budget::new(limit),
-            arena: Arena::new(limit),
-            slots: Lru::default(),
-            index: HashTable::new(),
-            idle: 0,
-            pinned: 0,
-            leaving: 0,
-            logical: 0,
-            generation: 0,
-            forks: 0,
-            hits: 0,
-            misses: 0,
-            evictions: 0,
-            refused: 0,
-        };
-        let cache = Arc::new(Self { state: Mutex::new(state), lent: AtomicUsize::new(0) });
+    /// A cache of `limit` bytes; 0 keeps nothing. With `compact`, arrays that have a smaller form
+    /// are stored in it.
+    pub fn new(limit: usize, compact: bool) -> Arc<Self> {
+        let books = compact.then(Books::default);
+        let cache = Arc::new(Self {
+            state: Mutex::new(State::new(limit)),
+            lent: AtomicUsize::new(0),
+            books,
+        });
         fork::register(&cache);
         key::seed();
         page();
@@ -180,10 +138,11 @@ impl Cache {
 
     /// Counters and bytes.
     pub fn stats(&self) -> Stats {
-        let s = self.lock();
+        let mut s = self.lock();
+        s.sweep();
         Stats {
             entries: s.index.len(),
-            bytes: s.budget.held(),
+            bytes: s.budget.owned(),
             budget: s.budget.limit(),
             peak: s.budget.peak(),
             logical: s.logical,
@@ -212,7 +171,7 @@ impl Cache {
         let found = state.find(key);
         let gone = found.and_then(|id| state.remove(id));
         drop(state);
-        self.dispose(gone.into_iter().collect(), 0);
+        self.dispose(gone.into(), 0);
         found.is_some()
     }
 
@@ -234,15 +193,15 @@ impl Cache {
 
     /// Evicts until no more is owned than `to` says, and gives up bookkeeping that is empty.
     fn shrink(&self, to: impl FnOnce(&mut Budget) -> usize) -> usize {
-        let mut gone = Gone::new();
+        let mut gone = Gone::default();
         let mut state = self.lock();
         let to = to(&mut state.budget);
         let limit = state.budget.limit();
         state.arena.fit(limit);
         state.evict_to(to, &mut gone);
-        let spare = if state.staying() > to { state.trim() } else { None };
+        let empty = if state.staying() > to { state.trim() } else { None };
         drop(state);
-        self.drop_spare(spare);
+        self.free(empty);
         self.dispose(gone, 0).0
     }
 
@@ -254,148 +213,40 @@ impl Cache {
         let ids: Vec<Id> = state.index.iter().copied().collect();
         let mut gone = Gone::default();
         for id in ids {
-            gone.extend(state.remove(id));
+            gone.entries.extend(state.remove(id));
         }
-        let spare = state.trim();
+        state.drop_outputs(&mut gone);
+        let empty = state.trim();
         drop(state);
-        self.drop_spare(spare);
+        self.free(empty);
         self.dispose(gone, 0).0
     }
 
     /// Frees bookkeeping that is empty, then takes it off the account.
-    fn drop_spare(&self, spare: Option<(HashTable<Id>, Lru<Entry>, usize)>) {
-        if let Some((index, slots, bytes)) = spare {
+    fn free(&self, empty: Option<Bookkeeping>) {
+        if let Some(Bookkeeping { index, slots, bytes }) = empty {
             drop((index, slots));
-            self.lock().budget.release(bytes);
+            if let Some(books) = &self.books {
+                books.clear();
+            }
+            let mut state = self.lock();
+            state.budget.release(bytes);
+            self.settle_books(&mut state);
+        }
+    }
+
+    /// Takes books off the account that are gone.
+    fn settle_books(&self, state: &mut State) {
+        let bytes = self.books.as_ref().map_or(0, Books::bytes);
+        if bytes < state.books {
+            state.budget.release(state.books - bytes);
+            state.books = bytes;
         }
     }
 
     /// Shrinks to a budget that was lowered below what was in use or on its way in.
     fn settle_over(&self) {
         self.shrink(|budget| budget.limit());
-    }
-}
-
-/// What left its slot and still exists: discarded and dropped once the lock is released.
-type Gone = Vec<Entry>;
-
-impl State {
-    fn find(&self, key: &Key) -> Option<Id> {
-        let same = |&id: &Id| self.slots.get(id).is_some_and(|e| e.key == *key);
-        self.index.find(key.hash(), same).copied()
-    }
-
-    /// Lends a live entry's bytes and makes it the most recently used.
-    fn pin(&mut self, id: Id) -> Option<Loan> {
-        let entry = self.slots.get_mut(id)?;
-        let first = !entry.block.is_lent();
-        let loan = entry.block.lend()?;
-        let (bytes, phase) = (entry.bytes(), entry.phase);
-        if first {
-            self.pinned += bytes;
-            self.idle -= if phase == Phase::Live { bytes } else { 0 };
-        }
-        if phase == Phase::Live {
-            self.slots.link(id);
-        }
-        Some(loan)
-    }
-
-    fn spec(&self, id: Id) -> Arc<Spec> {
-        self.slots.get(id).and_then(|e| e.spec.clone()).unwrap_or_default()
-    }
-
-    /// Takes a loan back; an entry that was removed meanwhile goes with its last loan.
-    #[inline]
-    fn unpin(&mut self, id: Id, loan: Loan) -> Option<Entry> {
-        let entry = self.slots.get_mut(id)?;
-        entry.block.settle(loan);
-        if entry.block.is_lent() {
-            return None;
-        }
-        let (bytes, phase) = (entry.bytes(), entry.phase);
-        self.pinned -= bytes;
-        if phase == Phase::Leaving {
-            return self.take(id);
-        }
-        self.idle += bytes;
-        if !self.slots.is_linked(id) {
-            self.slots.link(id);
-        }
-        None
-    }
-
-    /// The entry to evict next. Entries in use that are met on the way leave the list until
-    /// they are not, so that each is met once, however long it is used.
-    fn oldest(&mut self) -> Option<Id> {
-        loop {
-            let id = self.slots.oldest()?;
-            if self.slots.get(id).is_some_and(|e| !e.block.is_lent()) {
-                return Some(id);
-            }
-            self.slots.unlink(id);
-        }
-    }
-
-    /// Takes an entry out of the index; out of its slot too unless it is in use.
-    fn remove(&mut self, id: Id) -> Option<Entry> {
-        let entry = self.slots.get_mut(id)?;
-        let hash = entry.key.hash();
-        let lent = entry.block.is_lent();
-        if lent {
-            entry.phase = Phase::Leaving;
-            self.slots.unlink(id);
-        }
-        if let Ok(found) = self.index.find_entry(hash, |&other| other == id) {
-            found.remove();
-        }
-        if lent { None } else { self.take(id) }
-    }
-
-    /// Whether more is owned than the budget, of what is not about to go.
-    fn is_over(&self) -> bool {
-        self.budget.shortfall(0) > self.leaving
-    }
-
-    /// Bytes owned that are not about to go.
-    fn staying(&self) -> usize {
-        self.budget.held() - self.leaving
-    }
-
-    /// Empties a slot. Its bytes stay on the account until [`Cache::dispose`] has seen them go.
-    fn take(&mut self, id: Id) -> Option<Entry> {
-        let entry = self.slots.remove(id)?;
-        self.leaving += entry.bytes();
-        if entry.phase == Phase::Live {
-            self.idle -= entry.bytes();
-        }
-        if entry.phase != Phase::Coming {
-            self.logical -= entry.spec.as_ref().map_or(0, |s| s.logical());
-        }
-        Some(entry)
-    }
-
-    fn evict_to(&mut self, to: usize, gone: &mut Gone) {
-        while self.staying() > to {
-            let Some(id) = self.oldest() else { break };
-            self.evictions += 1;
-            gone.extend(self.remove(id));
-        }
-    }
-
-    /// Bytes of slots and index.
-    fn bookkeeping(&self) -> usize {
-        self.slots.footprint() + self.index.allocation_size()
-    }
-
-    /// Gives the bookkeeping up when nothing is kept in it; its bytes stay on the account until
-    /// [`Cache::drop_spare`] has freed it.
-    fn trim(&mut self) -> Option<(HashTable<Id>, Lru<Entry>, usize)> {
-        if !self.slots.is_empty() {
-            return None;
-        }
-        let bytes = self.bookkeeping();
-        Some((std::mem::take(&mut self.index), std::mem::take(&mut self.slots), bytes))
     }
 }
 
@@ -408,31 +259,26 @@ impl Forked for Cache {
         self.lock().forks += 1;
     }
 
-    /// Reservations of threads that are gone are given back. What one of them was writing or
-    /// giving back to the system stays on the account: nobody can say how far it got.
+    /// Reservations are given back, and what threads that are gone had ended their use of without
+    /// having come back to it. What one of them was writing or giving back to the system stays on
+    /// the account: nobody can say how far it got.
     fn in_child(&self) {
         let mut state = self.lock();
-        let coming = |e: &Entry| e.phase == Phase::Coming && !e.block.is_lent();
-        let ids: Vec<Id> =
-            state.slots.ids().filter(|&id| state.slots.get(id).is_some_and(coming)).collect();
-        let mut gone = Gone::default();
-        for id in ids {
-            gone.extend(state.take(id));
-        }
         state.budget.forget_claims();
+        let ids: Vec<Id> = state.slots.ids().collect();
+        let gone = ids.into_iter().filter_map(|id| state.told(id)).collect();
         drop(state);
-        self.dispose(gone, 0);
+        self.dispose(Gone { entries: gone, pieces: Vec::new() }, 0);
     }
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut gone = Gone::default();
         let ids: Vec<Id> = state.slots.ids().collect();
-        for id in ids {
-            if let Some(Ok(Some(hole))) = state.slots.remove(id).map(|e| e.block.discard()) {
-                drop(state.arena.refill(hole));
-            }
-        }
+        gone.entries.extend(ids.into_iter().filter_map(|id| state.take(id)));
+        state.drop_outputs(&mut gone);
+        self.dispose(gone, 0);
     }
 }

@@ -1,70 +1,95 @@
 //! An entry in use.
 
-use super::Cache;
-use crate::arena::{Block, Loan, page};
+use super::{Array, Cache, Output};
+use crate::arena::{Loan, Piece, page};
+use crate::digest::{Algorithm, LEN};
 use crate::error::{Error, Result};
 use crate::lru::Id;
-use crate::pixels::Spec;
+use crate::pack::StridedMut;
+use crate::pixels::{Field, Spec, slices};
 use std::sync::Arc;
 
 /// Keeps an entry's bytes where they are; clones count one by one.
 pub struct Pin(Home);
 
 enum Home {
-    Slot { cache: Arc<Cache>, id: Id, loan: Option<Loan> },
+    Slot { cache: Arc<Cache>, id: Id, loan: Option<Loan<Spec>> },
     Loose(Arc<Loose>),
 }
 
 /// Arrays that did not fit, outside the budget and shown as lent.
 struct Loose {
     cache: Arc<Cache>,
-    spec: Arc<Spec>,
-    block: Option<Block>,
-    loan: Option<Loan>,
+    piece: Option<Piece>,
+    spec: Spec,
 }
 
 impl Cache {
-    /// Arrays with a block of their own that the cache never keeps: for what did not fit.
+    /// Arrays with pages of their own that the cache never keeps: for what did not fit.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the system refuses.
-    pub fn loose(self: &Arc<Self>, spec: Spec, fill: impl FnOnce(&Spec, &mut [u8])) -> Result<Pin> {
+    pub fn loose(self: &Arc<Self>, arrays: &[Array<'_>]) -> Result<Pin> {
+        let spec = Spec::new(arrays.iter().map(|a| (a.name.clone(), a.layout.clone())))?;
         let span = spec.span();
         let len = span.max(1).checked_next_multiple_of(page());
-        let mut block = Block::map(len.ok_or(Error::OutOfMemory { bytes: span, errno: 0 })?)?;
-        if let Some(mut loan) = block.lend_mut() {
-            fill(&spec, loan.bytes());
-            block.settle_mut(loan);
+        let mut piece = Piece::map(len.ok_or(Error::OutOfMemory { bytes: span, errno: 0 })?)?;
+        piece.populate();
+        for (field, array) in spec.fields().iter().zip(arrays) {
+            array.source.copy_to(&mut piece.bytes_mut()[field.range()]);
         }
-        self.lend(block.len());
-        let loan = block.lend();
-        let cache = self.clone();
-        let loose = Loose { cache, spec: Arc::new(spec), block: Some(block), loan };
+        self.lend(piece.len());
+        let loose = Loose { cache: self.clone(), piece: Some(piece), spec };
         Ok(Pin(Home::Loose(Arc::new(loose))))
+    }
+
+    /// The last user of an entry has come back to it, as was asked for.
+    #[cold]
+    fn told(&self, id: Id) {
+        let mut state = self.lock();
+        let gone = state.told(id);
+        let over = state.is_over();
+        drop(state);
+        self.dispose(gone.into(), 0);
+        if over {
+            self.settle_over();
+        }
     }
 }
 
 impl Pin {
-    pub(super) fn new(cache: Arc<Cache>, id: Id, loan: Loan) -> Self {
+    pub(super) fn new(cache: Arc<Cache>, id: Id, loan: Loan<Spec>) -> Self {
         Self(Home::Slot { cache, id, loan: Some(loan) })
     }
 
     /// The arrays.
-    pub fn spec(&self) -> Arc<Spec> {
+    pub fn spec(&self) -> &Spec {
+        static NONE: Spec = Spec::EMPTY;
         match &self.0 {
-            // Asked for here and not kept: most look-ups only want to know that there is an entry.
-            Home::Slot { cache, id, .. } => cache.lock().spec(*id),
-            Home::Loose(loose) => loose.spec.clone(),
+            Home::Slot { loan, .. } => loan.as_ref().map_or(&NONE, Loan::label),
+            Home::Loose(loose) => &loose.spec,
         }
     }
 
-    /// The block's bytes, the arrays at their fields' ranges.
-    pub fn bytes(&self) -> &[u8] {
-        let loan = match &self.0 {
-            Home::Slot { loan, .. } => loan,
-            Home::Loose(loose) => &loose.loan,
-        };
-        loan.as_ref().map_or(&[], Loan::bytes)
+    /// The bytes of an array that is stored as it is, or of its codes when they lie in one piece.
+    pub fn bytes(&self, field: &Field) -> &[u8] {
+        self.first().get(field.range()).unwrap_or_default()
+    }
+
+    /// The bytes of the entry's first piece, which holds every array that is stored as it is.
+    pub fn first(&self) -> &[u8] {
+        match &self.0 {
+            Home::Slot { loan, .. } => loan.as_ref().map_or(&[], Loan::first),
+            Home::Loose(loose) => loose.piece.as_ref().map_or(&[], Piece::bytes),
+        }
+    }
+
+    /// The codes of an array that is stored as such, in as many chunks as they lie in.
+    pub fn codes(&self, field: &Field) -> Vec<&[u8]> {
+        match &self.0 {
+            Home::Slot { loan: Some(loan), .. } => slices(loan.pieces(), &field.range()),
+            _ => vec![self.bytes(field)],
+        }
     }
 
     /// Whether the cache keeps these bytes inside its budget.
@@ -72,42 +97,80 @@ impl Pin {
         matches!(self.0, Home::Slot { .. })
     }
 
-    /// Another pin of the same bytes; `None` after 2^32 of them.
+    /// Another pin of the same bytes; `None` after 2^30 of them.
     pub fn again(&self) -> Option<Self> {
         match &self.0 {
-            Home::Slot { cache, id, .. } => {
-                let loan = cache.lock().pin(*id)?;
+            Home::Slot { cache, id, loan } => {
+                let loan = loan.as_ref()?.again()?;
                 Some(Self::new(cache.clone(), *id, loan))
             }
             Home::Loose(loose) => Some(Self(Home::Loose(loose.clone()))),
         }
     }
+
+    fn cache(&self) -> &Arc<Cache> {
+        match &self.0 {
+            Home::Slot { cache, .. } => cache,
+            Home::Loose(loose) => &loose.cache,
+        }
+    }
+
+    /// An array of this entry, decoded into pages of its own.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the system refuses.
+    pub fn decode(&self, field: &Field) -> Result<Output> {
+        let mut output = Output::new(self.cache(), field.layout().nbytes())?;
+        match field.form() {
+            Some(form) => form.decode(&self.codes(field), output.bytes_mut())?,
+            None => output.bytes_mut().copy_from_slice(self.bytes(field)),
+        }
+        Ok(output)
+    }
+
+    /// The content hash of an array of this entry.
+    ///
+    /// # Errors
+    /// None but those of a broken form.
+    pub fn content(&self, field: &Field) -> Result<[u8; LEN]> {
+        match field.form() {
+            Some(form) => form.hash(&self.codes(field)),
+            None => Ok(Algorithm::Blake3.hash(self.bytes(field))),
+        }
+    }
+
+    /// Writes an array of this entry to foreign memory of as many bytes.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] when it is not as long.
+    pub fn write_to(&self, field: &Field, out: &StridedMut) -> Result<()> {
+        match field.form() {
+            Some(form) => form.decode_into(&self.codes(field), out),
+            None => {
+                out.from_slice(self.bytes(field));
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Drop for Home {
+    #[inline]
     fn drop(&mut self) {
         let Self::Slot { cache, id, loan } = self else { return };
-        let Some(loan) = loan.take() else { return };
-        let mut state = cache.lock();
-        let gone = state.unpin(*id, loan);
-        let over = state.is_over();
-        drop(state);
-        if gone.is_some() {
-            cache.dispose(gone.into_iter().collect(), 0);
-        }
-        if over {
-            cache.settle_over();
+        if loan.take().is_some_and(Loan::end) {
+            cache.told(*id);
         }
     }
 }
 
 impl Drop for Loose {
     fn drop(&mut self) {
-        let (Some(mut block), Some(loan)) = (self.block.take(), self.loan.take()) else { return };
-        let bytes = block.len();
-        block.settle(loan);
-        if block.discard().is_ok() {
-            self.cache.unlend(bytes);
+        if let Some(piece) = self.piece.take() {
+            let bytes = piece.len();
+            if piece.discard().is_ok() {
+                self.cache.unlend(bytes);
+            }
         }
     }
 }

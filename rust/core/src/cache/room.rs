@@ -1,161 +1,245 @@
 //! Making room: who goes, and how its bytes become the newcomer's without ever counting twice.
 
-use super::{Cache, Entry, Gone, Key, Phase, State};
-use crate::arena::{Block, Hole, LoanMut};
+use super::{Cache, Entry, State};
+use crate::arena::{Hole, Piece, page};
 use crate::error::Result;
-use crate::lru::Id;
 use std::sync::MutexGuard;
 
-/// A slot whose block is on the account.
-pub(super) struct Admitted {
-    pub id: Id,
-    /// The process's count of forks: a child does not own its parent's.
-    pub forks: u64,
-    /// The block for writing, where asked for.
-    pub loan: Option<LoanMut>,
-    /// Whether the block's pages are new.
-    pub fresh: bool,
+/// Pieces of victims that are shorter go back to the system instead of serving as codes: entries
+/// would fall to bits.
+const LEAST: usize = 32 << 10;
+/// New pieces for codes are at most so long; they are cut sooner or later.
+const MOST: usize = 1 << 20;
+
+/// Pages to be found, in whole pages.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Room {
+    /// So many in one piece, the first.
+    pub first: usize,
+    /// So many more in any pieces.
+    pub rest: usize,
 }
 
-type Guard<'a> = MutexGuard<'a, State>;
+impl Room {
+    /// For `raw` bytes in one piece out of `span` in all; `None` when that is no length of memory.
+    pub fn of(state: &State, raw: usize, span: usize) -> Option<Self> {
+        // Less than a page is in one piece wherever it begins.
+        let first = if raw > page() { state.arena.piece_len(raw)? } else { 0 };
+        let rest = span.checked_next_multiple_of(page())?.saturating_sub(first);
+        first.checked_add(rest).map(|_| Self { first, rest })
+    }
+
+    pub fn bytes(self) -> usize {
+        self.first + self.rest
+    }
+
+    /// The most pieces that this can become.
+    pub fn pieces(self) -> usize {
+        usize::from(self.first > 0) + self.rest.div_ceil(LEAST) + 1
+    }
+}
+
+/// What left its place and still exists: given back to the system once the lock is released.
+#[derive(Default)]
+pub(super) struct Gone {
+    pub entries: Vec<Entry>,
+    pub pieces: Vec<Piece>,
+}
+
+impl Gone {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.pieces.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        let pages: usize = self.pieces.iter().map(Piece::len).sum();
+        pages + self.entries.iter().map(Entry::bytes).sum::<usize>()
+    }
+}
+
+impl From<Option<Entry>> for Gone {
+    fn from(entry: Option<Entry>) -> Self {
+        Self { entries: entry.into_iter().collect(), pieces: Vec::new() }
+    }
+}
+
+/// Pieces for a newcomer: of victims first, then new ones.
+#[derive(Default)]
+pub(super) struct Found {
+    first: Option<Piece>,
+    rest: Vec<Piece>,
+}
+
+impl Found {
+    fn bytes(&self) -> usize {
+        let all = self.first.iter().chain(&self.rest);
+        all.map(Piece::len).sum()
+    }
+
+    fn missing(&self, room: Room) -> Room {
+        let first = if self.first.is_some() { 0 } else { room.first };
+        let rest = self.rest.iter().map(Piece::len).sum();
+        Room { first, rest: room.rest.saturating_sub(rest) }
+    }
+
+    /// Takes of a victim's piece what is wanted; the others are gone.
+    fn offer(&mut self, room: Room, mut piece: Piece, gone: &mut Vec<Piece>) {
+        let Room { first, rest } = self.missing(room);
+        if first > 0 && piece.can_become(first) {
+            let left = piece.cut(first);
+            self.first = Some(piece);
+            return left.into_iter().for_each(|left| self.offer(room, left, gone));
+        }
+        if rest > 0 && piece.is_run() && piece.len() >= rest.min(LEAST) {
+            gone.extend(piece.cut(rest));
+            self.rest.push(piece);
+        } else {
+            gone.push(piece);
+        }
+    }
+
+    fn into_pieces(self) -> Box<[Piece]> {
+        if self.rest.is_empty() {
+            return self.first.map_or_else(|| Box::new([]) as Box<[_]>, |piece| Box::new([piece]));
+        }
+        self.first.into_iter().chain(self.rest).collect()
+    }
+}
+
+pub(super) type Guard<'a> = MutexGuard<'a, State>;
 
 impl Cache {
-    /// A slot with a block of at least `bytes`; `None`, counted, when it does not fit. Evicts
-    /// nothing unless it then fits.
-    pub(super) fn admit(&self, bytes: usize, meta: usize, write: bool) -> Result<Option<Admitted>> {
-        let (mut state, slot) = self.slot(self.lock());
-        let Some(id) = slot else {
+    /// Pieces for `room`, on the account together with `meta` more bytes; `credit` bytes that were
+    /// claimed for them are given up. `None`, counted, when they do not fit; nothing is evicted
+    /// unless they then do.
+    pub(super) fn admit(
+        &self,
+        room: Room,
+        meta: usize,
+        credit: usize,
+    ) -> Result<Option<Box<[Piece]>>> {
+        let need = room.bytes().saturating_add(meta);
+        let mut state = self.lock();
+        state.budget.unclaim(credit);
+        let (mut state, found) = self.secure(state, need, room);
+        let Some(mut found) = found else {
             state.refused += 1;
             return Ok(None);
         };
-        let Some((len, need)) =
-            state.arena.block_len(bytes).map(|len| (len, len.saturating_add(meta)))
-        else {
-            self.give_up(state, id);
-            return Ok(None);
-        };
-        let run = len <= state.arena.run_max();
-        let (mut state, found) = self.secure(state, need, len);
-        let Some(reused) = found else {
-            self.give_up(state, id);
-            return Ok(None);
-        };
-        let fresh = reused.is_none();
-        let missing = if fresh { need } else { need - len };
-        let block = match reused {
-            Some(block) => Ok(block),
-            None if run => state.arena.run(len),
-            None => {
-                drop(state);
-                let mapped = Block::map(len);
-                state = self.lock();
-                mapped
-            }
-        };
-        let block = match block {
-            Ok(block) => block,
-            Err(error) => {
-                state.budget.unclaim(missing);
-                self.give_up(state, id);
-                return Err(error);
-            }
-        };
-        state.budget.settle(missing);
-        let forks = state.forks;
-        let loan = state.slots.get_mut(id).and_then(|entry| {
-            entry.block = block;
-            entry.meta = meta;
-            if write { entry.block.lend_mut() } else { None }
-        });
-        Ok(Some(Admitted { id, forks, loan, fresh }))
-    }
-
-    /// A slot, with the bookkeeping's growth on the account.
-    fn slot<'a>(&'a self, mut state: Guard<'a>) -> (Guard<'a>, Option<Id>) {
-        let mut promised = 0;
-        loop {
-            let growth = state.growth();
-            if growth <= promised {
-                let id = state.open(promised);
-                return (state, Some(id));
-            }
-            let (again, found) = self.secure(state, growth - promised, 0);
-            state = again;
-            if found.is_none() {
-                state.budget.unclaim(promised);
-                return (state, None);
-            }
-            promised = growth;
+        let (kept, missing) = (found.bytes(), need - found.bytes());
+        let (mut state, completed) = self.complete(state, room, &mut found);
+        if let Err(error) = completed {
+            let new = found.bytes() - kept;
+            state.budget.settle(new);
+            state.budget.unclaim(missing - new);
+            state.leaving += kept + new;
+            drop(state);
+            self.dispose(Gone { pieces: found.into_pieces().into(), ..Gone::default() }, 0);
+            return Err(error);
         }
+        state.budget.settle(missing);
+        Ok(Some(found.into_pieces()))
     }
 
-    /// Empties a slot whose block did not fit.
-    fn give_up(&self, mut state: Guard<'_>, id: Id) {
-        state.refused += 1;
-        let gone = state.take(id);
-        drop(state);
-        self.dispose(gone.into_iter().collect(), 0);
+    /// Adds new pieces for what victims did not have. The lock is released while one is mapped.
+    fn complete<'a>(
+        &'a self,
+        mut state: Guard<'a>,
+        room: Room,
+        found: &mut Found,
+    ) -> (Guard<'a>, Result<()>) {
+        let Room { first, mut rest } = found.missing(room);
+        if first > 0 {
+            let piece = if first <= state.arena.run_max() {
+                state.arena.run(first)
+            } else {
+                drop(state);
+                let piece = Piece::map(first);
+                state = self.lock();
+                piece
+            };
+            match piece {
+                Ok(piece) => found.first = Some(piece),
+                Err(error) => return (state, Err(error)),
+            }
+        }
+        while rest > 0 {
+            match state.arena.run(rest.min(MOST)) {
+                Ok(piece) => {
+                    rest -= piece.len();
+                    found.rest.push(piece);
+                }
+                Err(error) => return (state, Err(error)),
+            }
+        }
+        (state, Ok(()))
     }
 
-    /// Claims `need` bytes, evicting what has to go for them. When a victim's pages can serve as
-    /// a block of `len` bytes, they are returned and their bytes not claimed. `None`: does not
-    /// fit, nothing changed. The lock is released while pages go.
-    fn secure<'a>(
+    /// Claims `need` bytes, evicting what has to go for them. Pages of victims that can serve as
+    /// `room` are returned and their bytes not claimed. `None`: does not fit, nothing changed. The
+    /// lock is released while pages go.
+    pub(super) fn secure<'a>(
         &'a self,
         mut state: Guard<'a>,
         need: usize,
-        len: usize,
-    ) -> (Guard<'a>, Option<Option<Block>>) {
+        room: Room,
+    ) -> (Guard<'a>, Option<Found>) {
         if state.budget.claim(need) {
-            return (state, Some(None));
+            return (state, Some(Found::default()));
         }
-        if state.budget.shortfall(need) > state.idle {
+        let short = state.budget.shortfall(need);
+        if !state.can_free(short) {
             return (state, None);
         }
-        let mut gone = Gone::new();
-        let mut reused = None;
+        let (mut gone, mut found) = (Gone::default(), Found::default());
         // Bytes of victims: still held, and all of them this call's to spend.
         let mut credit = 0;
         while state.budget.shortfall(need) > credit {
+            if let Some(piece) = state.spare.pop() {
+                credit += piece.len();
+                state.leaving += piece.len();
+                found.offer(room, piece, &mut gone.pieces);
+                continue;
+            }
             let Some(id) = state.oldest() else { break };
-            let Some(mut victim) = state.remove(id) else { break };
+            let Some(victim) = state.remove(id) else { break };
             state.evictions += 1;
             credit += victim.bytes();
-            if reused.is_none() && victim.block.can_become(len) {
-                let rest = victim.block.cut(len).unwrap_or_else(Block::empty);
-                reused = Some(std::mem::replace(&mut victim.block, rest));
-                state.leaving -= len;
-            }
-            if victim.block.is_empty() {
-                // Only its description is left: plain memory, gone before its bytes are.
-                let meta = victim.meta;
-                drop(victim);
-                state.leaving -= meta;
-                state.budget.release(meta);
-                credit -= meta;
-            } else {
-                gone.push(victim);
+            let wanted = found.missing(room).bytes() > 0;
+            match if wanted { victim.block.into_parts() } else { Err(victim.block) } {
+                Ok((pieces, label)) => {
+                    // Only its description is left: plain memory, gone before its bytes are.
+                    drop(label);
+                    state.leaving -= victim.meta;
+                    state.budget.release(victim.meta);
+                    credit -= victim.meta;
+                    for piece in pieces {
+                        found.offer(room, piece, &mut gone.pieces);
+                    }
+                }
+                Err(block) => gone.entries.push(Entry { block, ..victim }),
             }
         }
-        let kept = if reused.is_some() { len } else { 0 };
+        let kept = found.bytes();
+        state.leaving -= kept;
         let (missing, leaving) = (need - kept, credit - kept);
         // What the leaving pages do not cover is room that exists now: claim it before others do.
         let now = missing.saturating_sub(leaving);
         let claimed = now == 0 || state.budget.claim(now);
         if claimed && gone.is_empty() {
-            return (state, Some(reused));
+            return (state, Some(found));
         }
         drop(state);
         let (_, later) = self.dispose(gone, missing - now);
         let mut state = self.lock();
         if claimed && later == missing - now {
-            return (state, Some(reused));
+            return (state, Some(found));
         }
         // The system kept pages that were to go: they stay on the account, and this does not fit.
         state.budget.unclaim(later + if claimed { now } else { 0 });
         state.leaving += kept;
         drop(state);
-        self.dispose(reused.map(Entry::nameless).into_iter().collect(), 0);
+        self.dispose(Gone { pieces: found.into_pieces().into(), ..Gone::default() }, 0);
         (self.lock(), None)
     }
 
@@ -165,14 +249,20 @@ impl Cache {
         if gone.is_empty() {
             return (0, 0);
         }
-        let leaving: usize = gone.iter().map(Entry::bytes).sum();
-        let mut freed = 0;
-        let mut holes: Vec<Hole> = Vec::with_capacity(gone.len());
-        for Entry { block, meta, .. } in gone {
-            let len = block.len();
-            freed += meta;
-            // A block the system does not take back is leaked, and stays on the account.
-            if let Ok(hole) = block.discard() {
+        let (leaving, mut freed) = (gone.bytes(), 0);
+        let mut pieces = gone.pieces;
+        for Entry { block, meta, .. } in gone.entries {
+            // A block that is lent, or a piece the system does not take back, is leaked, and stays
+            // on the account.
+            if let Ok((parts, _)) = block.into_parts() {
+                freed += meta;
+                pieces.extend(parts);
+            }
+        }
+        let mut holes: Vec<Hole> = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let len = piece.len();
+            if let Ok(hole) = piece.discard() {
                 freed += len;
                 holes.extend(hole);
             }
@@ -180,6 +270,7 @@ impl Cache {
         let mut state = self.lock();
         state.leaving -= leaving;
         state.budget.release(freed);
+        self.settle_books(&mut state);
         let kept = keep.min(freed);
         let kept = if state.budget.claim(kept) { kept } else { 0 };
         let slabs: Vec<_> = holes.into_iter().filter_map(|h| state.arena.refill(h)).collect();
@@ -187,39 +278,26 @@ impl Cache {
         drop(slabs);
         (freed, kept)
     }
-}
 
-impl State {
-    /// An upper bound of what the bookkeeping grows by for one more entry.
-    fn growth(&self) -> usize {
-        let table = if self.index.capacity() <= self.slots.len() {
-            // 5 bytes a bucket, at most 32/7 buckets an entry where removed ones left marks.
-            24 * (self.slots.len() + 1) + 1024
-        } else {
-            0
-        };
-        self.slots.growth() + table
-    }
-
-    /// A slot for an entry to come, with room for it in the index; `promised` covers the growth.
-    fn open(&mut self, promised: usize) -> Id {
-        let before = if promised > 0 { self.bookkeeping() } else { 0 };
-        let waiting = self.slots.len() + 1 - self.index.len();
-        let slots = &self.slots;
-        let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
-        self.index.reserve(waiting, hash);
-        let id = self.slots.insert(Entry::nameless(Block::empty()));
-        if promised > 0 {
-            let grown = self.bookkeeping() - before;
-            self.budget.settle(grown);
-            self.budget.unclaim(promised.saturating_sub(grown));
+    /// Claims what one more slot and `more` bytes take. Returns the claim, or `None`: does not fit.
+    pub(super) fn promise<'a>(
+        &'a self,
+        mut state: Guard<'a>,
+        more: usize,
+    ) -> (Guard<'a>, Option<usize>) {
+        let mut promised = 0;
+        loop {
+            let need = state.growth() + more;
+            if need <= promised {
+                return (state, Some(promised));
+            }
+            let (again, found) = self.secure(state, need - promised, Room::default());
+            state = again;
+            if found.is_none() {
+                state.budget.unclaim(promised);
+                return (state, None);
+            }
+            promised = need;
         }
-        id
-    }
-}
-
-impl Entry {
-    fn nameless(block: Block) -> Self {
-        Self { key: Key::digest(&[0; 32]), spec: None, block, meta: 0, phase: Phase::Coming }
     }
 }

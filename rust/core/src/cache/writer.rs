@@ -1,15 +1,14 @@
-//! The way in: bytes are reserved, written off the lock, and published under a key.
+//! The way in: bytes are claimed, written off the lock, and published under a key.
 
-use super::room::Admitted;
-use super::{Cache, Entry, Gone, Key, Phase, Pin, State};
-use crate::arena::LoanMut;
-use crate::error::Result;
+use super::room::{Gone, Guard, Room};
+use super::{Cache, Entry, Key, Phase, Pin, State};
+use crate::arena::{Block, Piece};
+use crate::compact::{Books, Form};
+use crate::digest::LEN;
+use crate::error::{Error, Result};
 use crate::lru::Id;
-use crate::pixels::Spec;
+use crate::pixels::{Spec, slices, slices_mut};
 use std::sync::Arc;
-
-/// What a reservation charges for the description of an entry that is not known yet.
-const META_GUESS: usize = 1024;
 
 /// Which entry stays when a key has one already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,184 +22,226 @@ pub enum Existing {
 /// Bytes put aside for an entry that is still being made. Dropping it gives them back.
 pub struct Reservation {
     cache: Arc<Cache>,
-    id: Option<Id>,
-    fresh: bool,
-    forks: u64,
     bytes: usize,
+    /// The process's count of forks: a child does not own its parent's promises.
+    forks: u64,
 }
 
 /// An entry being written. Dropping it gives its bytes back.
 pub struct Writer {
-    reservation: Reservation,
-    loan: Option<LoanMut>,
-    spec: Arc<Spec>,
+    cache: Arc<Cache>,
+    pieces: Box<[Piece]>,
+    spec: Spec,
+    /// Bytes on the account beside the pieces'.
+    meta: usize,
 }
 
 impl Cache {
-    /// Puts `bytes` aside, evicting for them; never waits. `None`, counted: they do not fit.
-    ///
-    /// # Errors
-    /// [`crate::error::Error::OutOfMemory`] when the system refuses.
-    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Option<Reservation>> {
-        let admitted = self.admit(bytes, META_GUESS, false)?;
-        Ok(admitted.map(|a| self.reservation(&a, bytes)))
-    }
-
-    /// Begins an entry; `None`, counted: it does not fit.
-    ///
-    /// # Errors
-    /// [`crate::error::Error::OutOfMemory`] when the system refuses.
-    pub fn begin(self: &Arc<Self>, spec: Spec) -> Result<Option<Writer>> {
-        let Some(mut admitted) = self.admit(spec.span(), spec.footprint(), true)? else {
-            return Ok(None);
+    /// Puts room for arrays of `bytes` aside, evicting for them; never waits. Where arrays are
+    /// stored compactly that is what the entries so far took of their size. `None`, counted: it
+    /// does not fit.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+        let state = self.lock();
+        let (stored, logical) = (state.idle + state.pinned, state.logical);
+        let bytes = match self.books {
+            Some(_) if stored < logical => {
+                usize::try_from(bytes as u128 * stored as u128 / logical as u128).unwrap_or(bytes)
+            }
+            _ => bytes,
         };
-        let loan = admitted.loan.take();
-        let reservation = self.reservation(&admitted, spec.span());
-        Ok(loan.map(|loan| Writer::new(reservation, loan, spec)))
+        let need = Room::of(&state, bytes, bytes).map_or(usize::MAX, Room::bytes);
+        let (mut state, found) = self.secure(state, need, Room::default());
+        if found.is_none() {
+            state.refused += 1;
+            return None;
+        }
+        Some(Reservation { cache: self.clone(), bytes: need, forks: state.forks })
     }
 
-    fn reservation(self: &Arc<Self>, admitted: &Admitted, bytes: usize) -> Reservation {
-        let &Admitted { id, forks, fresh, .. } = admitted;
-        Reservation { cache: self.clone(), id: Some(id), fresh, forks, bytes }
+    /// Begins an entry, for which a reservation may have been made; `None`, counted: it does not
+    /// fit.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the system refuses.
+    pub fn begin(
+        self: &Arc<Self>,
+        spec: Spec,
+        reservation: Option<Reservation>,
+    ) -> Result<Option<Writer>> {
+        let room = Room::of(&self.lock(), spec.raw(), spec.span());
+        let room = room.ok_or(Error::OutOfMemory { bytes: spec.span(), errno: 0 })?;
+        let meta = spec.footprint() + Block::<Spec>::footprint(room.pieces());
+        let credit =
+            reservation.filter(|r| Arc::ptr_eq(&r.cache, self)).map_or(0, Reservation::end);
+        let pieces = self.admit(room, meta, credit)?;
+        Ok(pieces.map(|pieces| {
+            let mut writer = Writer { cache: self.clone(), pieces, spec, meta };
+            writer.pieces.iter_mut().for_each(Piece::populate);
+            writer
+        }))
     }
 }
 
 impl Reservation {
-    /// Begins the entry these bytes are for. Other bytes are found when the guess was wrong.
-    ///
-    /// # Errors
-    /// [`crate::error::Error::OutOfMemory`] when the system refuses.
-    pub fn begin(self, spec: Spec) -> Result<Option<Writer>> {
-        if spec.footprint() <= META_GUESS && self.is_for(spec.span()) {
-            return Ok(self.open(spec));
-        }
-        let cache = self.cache.clone();
-        drop(self);
-        cache.begin(spec)
-    }
-
-    /// Whether the block is the one that `bytes` want, and this process's: a fork's child has none.
-    fn is_for(&self, bytes: usize) -> bool {
-        let state = self.cache.lock();
-        let same = state.arena.block_len(bytes) == state.arena.block_len(self.bytes);
-        same && state.forks == self.forks
-    }
-
-    fn open(self, spec: Spec) -> Option<Writer> {
-        let id = self.id?;
-        let loan = self.cache.lock().slots.get_mut(id).and_then(|e| e.block.lend_mut());
-        loan.map(|loan| Writer::new(self, loan, spec))
+    /// The bytes that are still claimed; whoever asks has them from now on.
+    fn end(mut self) -> usize {
+        let bytes = std::mem::take(&mut self.bytes);
+        if self.cache.lock().forks == self.forks { bytes } else { 0 }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let Some(id) = self.id.take() else { return };
-        let mut state = self.cache.lock();
-        let gone = if state.forks == self.forks { state.take(id) } else { None };
-        drop(state);
-        self.cache.dispose(gone.into_iter().collect(), 0);
+        if self.bytes > 0 {
+            let mut state = self.cache.lock();
+            if state.forks == self.forks {
+                state.budget.unclaim(self.bytes);
+            }
+        }
     }
 }
 
 impl Writer {
-    fn new(reservation: Reservation, mut loan: LoanMut, spec: Spec) -> Self {
-        if reservation.fresh {
-            loan.populate();
-        }
-        Self { reservation, loan: Some(loan), spec: Arc::new(spec) }
+    /// The arrays.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
     }
 
-    /// Lets `fill` write the block's bytes, the arrays at their fields' ranges. Pages that served
-    /// another entry still hold its bytes.
+    /// Lets `fill` write the bytes of the arrays that are stored as they are, each at its field's
+    /// range. Pages that served another entry still hold its bytes.
     pub fn fill<T>(&mut self, fill: impl FnOnce(&Spec, &mut [u8]) -> T) -> T {
-        match &mut self.loan {
-            Some(loan) => fill(&self.spec, loan.bytes()),
-            None => fill(&self.spec, &mut []),
-        }
+        let first = self.pieces.first_mut().map_or(&mut [][..], Piece::bytes_mut);
+        fill(&self.spec, first)
     }
 
-    /// Makes the entry findable. `false` when [`Cache::clear`] came after `generation`.
+    /// Lets `encode` write the codes of one array, which may lie in several pieces, and notes what
+    /// they mean.
+    pub(super) fn encode<E>(
+        &mut self,
+        index: usize,
+        encode: impl FnOnce(&mut [&mut [u8]]) -> std::result::Result<Form, E>,
+    ) -> std::result::Result<(), E> {
+        let range = self.spec.fields().get(index).map_or(0..0, |f| f.range());
+        let mut chunks = slices_mut(self.pieces.iter_mut().map(Piece::bytes_mut), &range);
+        let form = encode(&mut chunks)?;
+        self.spec.set_form(index, form);
+        Ok(())
+    }
+
+    /// The content hash of an array that was encoded.
+    pub(super) fn content(&self, index: usize) -> Result<[u8; LEN]> {
+        let field = self.spec.fields().get(index);
+        let Some((field, form)) = field.and_then(|f| Some((f, f.form()?))) else {
+            return Err(Error::Layout("no array was encoded".into()));
+        };
+        form.hash(&slices(self.pieces.iter().map(Piece::bytes), &field.range()))
+    }
+
+    /// Makes the entry findable. `false` when [`Cache::clear`] came after `generation`, or when what
+    /// it takes beside its pages does not fit.
     pub fn publish(self, key: Key, existing: Existing, generation: Option<u64>) -> bool {
-        self.finish(key, existing, generation, false).is_ok()
+        self.finish(key, existing, generation, |_, _| ()).is_some()
     }
 
-    /// Makes the entry findable and pins it; `None` when [`Cache::clear`] came after `generation`.
+    /// Makes the entry findable and pins it; `None` as [`publish`](Self::publish) gives `false`.
     pub fn publish_pinned(
         self,
         key: Key,
         existing: Existing,
         generation: Option<u64>,
     ) -> Option<Pin> {
-        self.finish(key, existing, generation, true).ok().flatten()
+        let cache = self.cache.clone();
+        let pinned = self.finish(key, existing, generation, |state, id| Some((id, state.pin(id)?)));
+        pinned.flatten().map(|(id, loan)| Pin::new(cache, id, loan))
     }
 
-    fn finish(
+    fn finish<T>(
         mut self,
         key: Key,
         existing: Existing,
         generation: Option<u64>,
-        pin: bool,
-    ) -> std::result::Result<Option<Pin>, ()> {
-        let cache = self.reservation.cache.clone();
-        let mut gone = Gone::default();
-        let mut state = cache.lock();
-        self.settle(&mut state);
-        if generation.is_some_and(|g| g != state.generation)
-            || state.forks != self.reservation.forks
-        {
-            return Err(()); // the reservation's drop gives the bytes back
+        then: impl FnOnce(&mut State, Id) -> T,
+    ) -> Option<T> {
+        let cache = self.cache.clone();
+        let state = cache.lock();
+        // Forms and books are known by now.
+        let footprint = Block::<Spec>::footprint(self.pieces.len()) + self.spec.footprint();
+        let more = footprint.saturating_sub(self.meta);
+        let (mut state, promised) = cache.promise_with_books(state, more);
+        let Some(promised) = promised else {
+            state.refused += 1;
+            return None;
+        };
+        state.budget.settle(more);
+        self.meta += more;
+        if generation.is_some_and(|g| g != state.generation) {
+            state.budget.unclaim(promised);
+            return None; // the drop gives the bytes back
         }
-        let Some(id) = self.reservation.id else { return Err(()) };
+        let mut gone = Gone::default();
         let old = state.find(&key);
         let id = match (old, existing) {
-            (Some(old), Existing::Keep) => old,
+            (Some(old), Existing::Keep) => {
+                state.budget.unclaim(promised);
+                old
+            }
             (old, _) => {
-                self.reservation.id = None;
-                gone.extend(old.and_then(|old| state.remove(old)));
-                state.enter(id, key, self.spec.clone());
-                id
+                gone.entries.extend(old.and_then(|old| state.remove(old)));
+                let (pieces, spec) =
+                    (std::mem::take(&mut self.pieces), std::mem::take(&mut self.spec));
+                let meta = std::mem::take(&mut self.meta);
+                let block = Block::new(pieces, spec);
+                let phase = Phase::Listed;
+                state.enter(Entry { key, block, meta, phase, epoch: 0 }, promised)
             }
         };
-        let pinned = if pin { state.pin(id) } else { None };
+        let result = then(&mut state, id);
         let over = state.is_over();
         drop(state);
         cache.dispose(gone, 0);
         if over {
             cache.settle_over();
         }
-        Ok(pinned.map(|loan| Pin::new(cache.clone(), id, loan)))
-    }
-
-    fn settle(&mut self, state: &mut State) {
-        if let (Some(loan), Some(id)) = (self.loan.take(), self.reservation.id)
-            && let Some(entry) = state.slots.get_mut(id)
-        {
-            entry.block.settle_mut(loan);
-        }
+        Some(result)
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.loan.is_some() {
-            let cache = self.reservation.cache.clone();
-            self.settle(&mut cache.lock());
+        let (pieces, meta) = (std::mem::take(&mut self.pieces), std::mem::take(&mut self.meta));
+        if pieces.is_empty() && meta == 0 {
+            return;
         }
+        drop(std::mem::take(&mut self.spec));
+        let mut state = self.cache.lock();
+        state.budget.release(meta);
+        state.leaving += pieces.iter().map(Piece::len).sum::<usize>();
+        drop(state);
+        self.cache.dispose(Gone { pieces: pieces.into(), ..Gone::default() }, 0);
     }
 }
 
-impl State {
-    fn enter(&mut self, id: Id, key: Key, spec: Arc<Spec>) {
-        let Some(entry) = self.slots.get_mut(id) else { return };
-        entry.key = key;
-        entry.phase = Phase::Live;
-        self.logical += spec.logical();
-        entry.spec = Some(spec);
-        let slots = &self.slots;
-        let hash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
-        self.index.insert_unique(key.hash(), id, hash);
-        self.slots.link(id);
-        self.idle += self.slots.get(id).map_or(0, Entry::bytes);
+impl Cache {
+    /// [`promise`](Self::promise) for `more` bytes that are to be settled and for a slot, of which
+    /// the claim is returned; books that are new are put on the account.
+    fn promise_with_books<'a>(
+        &'a self,
+        mut state: Guard<'a>,
+        more: usize,
+    ) -> (Guard<'a>, Option<usize>) {
+        loop {
+            let books = self.books.as_ref().map_or(0, Books::bytes).saturating_sub(state.books);
+            let (again, promised) = self.promise(state, more + books);
+            state = again;
+            let Some(promised) = promised else { return (state, None) };
+            // While the lock was released others may have put them on the account.
+            let now = self.books.as_ref().map_or(0, Books::bytes).saturating_sub(state.books);
+            if now <= books {
+                state.books += now;
+                state.budget.settle(now);
+                return (state, Some(promised - more - now));
+            }
+            state.budget.unclaim(promised);
+        }
     }
 }

@@ -223,6 +223,12 @@ impl Books {
         self.len() == 0
     }
 
+    /// Forgets them all; entries keep theirs.
+    pub fn clear(&self) {
+        let list = std::mem::take(&mut *lock(&self.list));
+        drop(list);
+    }
+
     /// A known book for an array in whose channels these values were counted.
     pub(super) fn find(&self, dtype: &DType, counts: &[Vec<Count>]) -> Option<Arc<Book>> {
         let known: Vec<Arc<Book>> = {

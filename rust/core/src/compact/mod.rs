@@ -25,6 +25,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use crate::digest::{Algorithm, Hasher, LEN};
 use crate::error::{Error, Result};
 use crate::layout::{DType, Layout};
 use crate::pack::StridedMut;
@@ -44,6 +45,10 @@ use std::sync::Arc;
 
 /// Arrays of fewer bytes are not worth a form.
 pub const LEAST: usize = 16 << 10;
+
+/// Bytes that are decoded to be hashed at a time: they are still in the core's own cache then, and
+/// enough for a hash that works on many chunks at once.
+const HASHED: usize = 128 << 10;
 
 /// What is to be written, if a pass over all elements confirms it.
 #[derive(Debug)]
@@ -366,6 +371,22 @@ impl Form {
         out: &mut [u8],
     ) -> Result<()> {
         self.decode_at(Level::get(), chunks, range, Out::Private(out))
+    }
+
+    /// The content hash of the array, which is decoded for it piece by piece.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn hash(&self, chunks: &[&[u8]]) -> Result<[u8; LEN]> {
+        let mut hasher = Hasher::new(Algorithm::Blake3);
+        let mut block = vec![0; HASHED];
+        for start in (0..self.elements).step_by(HASHED / self.size) {
+            let end = self.elements.min(start + HASHED / self.size);
+            let block = &mut block[..(end - start) * self.size];
+            self.decode_range(chunks, start..end, block)?;
+            hasher.update(block);
+        }
+        Ok(hasher.finish())
     }
 
     /// Writes the whole array, as [`decode`](Self::decode), into foreign memory of any strides.

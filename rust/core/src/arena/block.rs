@@ -1,0 +1,165 @@
+//! Pieces that are lent as a whole, without a lock to give them back.
+//!
+//! The word `pins` counts the loans; its top bit says that the owner wants to be told when the last
+//! one ends. Loans begin under the owner's lock, from `&Block`, or from another loan. They end
+//! wherever their users drop them, with one atomic step, and only if the owner has asked does the
+//! last one have to find the owner. So a look-up takes one lock, not two.
+#![allow(unsafe_code)]
+
+use super::piece::Piece;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const ASKED: u32 = 1 << 31;
+/// So many loans at once, and there are no more: far from what would reach [`ASKED`].
+const MOST: u32 = 1 << 30;
+
+#[derive(Debug)]
+struct Body<T> {
+    pins: AtomicU32,
+    pieces: Box<[Piece]>,
+    label: T,
+}
+
+/// Pieces with one owner and a label that says what they hold. Dropping a block leaks it.
+#[derive(Debug)]
+#[must_use]
+pub struct Block<T> {
+    body: NonNull<Body<T>>,
+    len: usize,
+}
+
+/// A block lent for reading. Dropping a loan instead of ending it leaks the block.
+#[derive(Debug)]
+#[must_use]
+pub struct Loan<T> {
+    body: NonNull<Body<T>>,
+}
+
+// SAFETY: a block owns its pieces and its label alone.
+unsafe impl<T: Send + Sync> Send for Block<T> {}
+// SAFETY: through `&Block` one gets loans, which read pieces and label: see below.
+unsafe impl<T: Send + Sync> Sync for Block<T> {}
+// SAFETY: a loan gives shared access to pieces and label, which nobody writes while it exists; the
+// last of them may be ended, but nothing is dropped by that.
+unsafe impl<T: Sync> Send for Loan<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Loan<T> {}
+
+impl<T> Block<T> {
+    /// A block of these pieces.
+    pub fn new(pieces: Box<[Piece]>, label: T) -> Self {
+        let len = pieces.iter().map(Piece::len).sum();
+        let body = Box::new(Body { pins: AtomicU32::new(0), pieces, label });
+        Self { body: NonNull::from(Box::leak(body)), len }
+    }
+
+    /// Bytes of memory that a block of so many pieces takes beside them, without its label.
+    pub fn footprint(pieces: usize) -> usize {
+        size_of::<Body<T>>() - size_of::<T>() + pieces * size_of::<Piece>() + 32
+    }
+
+    /// Bytes of all pieces.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no pages.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What the block holds.
+    pub fn label(&self) -> &T {
+        &self.body().label
+    }
+
+    /// Whether anybody holds a loan.
+    pub fn is_lent(&self) -> bool {
+        self.body().pins.load(Ordering::Acquire) & !ASKED > 0
+    }
+
+    /// Whether anybody holds a loan; if so, [`Loan::end`] tells the last one to come forward.
+    pub fn ask(&self) -> bool {
+        let pins = &self.body().pins;
+        let lent = pins.fetch_or(ASKED, Ordering::AcqRel) & !ASKED > 0;
+        if !lent {
+            pins.fetch_and(!ASKED, Ordering::Relaxed);
+        }
+        lent
+    }
+
+    /// Lends the pieces and the label for reading; `None` when too many have them.
+    pub fn lend(&self) -> Option<Loan<T>> {
+        lend(self.body)
+    }
+
+    /// The pieces and the label.
+    ///
+    /// # Errors
+    /// The block itself while it is lent.
+    pub fn into_parts(self) -> Result<(Box<[Piece]>, T), Self> {
+        if self.is_lent() {
+            return Err(self);
+        }
+        // SAFETY: `body` came out of a `Box` in `new` and is freed here alone, where the block ends.
+        // No loan exists, and none can begin: that takes a block or a loan. What the ended ones did
+        // has happened before: each ended with a release, and `is_lent` acquired.
+        let body = unsafe { Box::from_raw(self.body.as_ptr()) };
+        Ok((body.pieces, body.label))
+    }
+
+    fn body(&self) -> &Body<T> {
+        // SAFETY: the body lives until `into_parts`, which consumes the block, and is never written
+        // to but through its atomic word.
+        unsafe { self.body.as_ref() }
+    }
+}
+
+impl<T> Loan<T> {
+    /// What the block holds.
+    pub fn label(&self) -> &T {
+        &self.body().label
+    }
+
+    /// The pieces' bytes, in order.
+    pub fn pieces(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.body().pieces.iter().map(Piece::bytes)
+    }
+
+    /// The bytes of the first piece.
+    pub fn first(&self) -> &[u8] {
+        self.body().pieces.first().map_or(&[], Piece::bytes)
+    }
+
+    /// Another loan of the same block; `None` when there are too many.
+    pub fn again(&self) -> Option<Self> {
+        lend(self.body)
+    }
+
+    /// Ends the loan. `true`: it was the last, and the owner wants to be told.
+    #[inline]
+    pub fn end(self) -> bool {
+        // SAFETY: until this step the loan counts and keeps the body; after it nothing is touched.
+        let pins = unsafe { &(*self.body.as_ptr()).pins };
+        pins.fetch_sub(1, Ordering::AcqRel) == ASKED | 1
+    }
+
+    fn body(&self) -> &Body<T> {
+        // SAFETY: while this loan counts, `into_parts` gives the block back, so the body lives.
+        unsafe { self.body.as_ref() }
+    }
+}
+
+/// Counts one more loan.
+#[inline]
+fn lend<T>(body: NonNull<Body<T>>) -> Option<Loan<T>> {
+    // SAFETY: the callers hold the block or a loan of it, either of which keeps the body.
+    let pins = unsafe { &(*body.as_ptr()).pins };
+    if pins.fetch_add(1, Ordering::Relaxed) & !ASKED >= MOST {
+        // Not the last: at least the caller's own, or `MOST` others, still count.
+        pins.fetch_sub(1, Ordering::Relaxed);
+        return None;
+    }
+    Some(Loan { body })
+}
