@@ -65,20 +65,18 @@ pub struct Stats {
 pub struct Cache {
     state: Mutex<State>,
     lent: AtomicUsize,
-    /// What compact entries share; `None` where every array is stored as it is.
-    books: Option<Books>,
+    /// Whether arrays that have a smaller form are stored in it.
+    compact: bool,
+    /// What compact entries share.
+    books: Books,
 }
 
 impl Cache {
     /// A cache of `limit` bytes; 0 keeps nothing. With `compact`, arrays that have a smaller form
     /// are stored in it.
     pub fn new(limit: usize, compact: bool) -> Arc<Self> {
-        let books = compact.then(Books::default);
-        let cache = Arc::new(Self {
-            state: Mutex::new(State::new(limit)),
-            lent: AtomicUsize::new(0),
-            books,
-        });
+        let (state, books) = (Mutex::new(State::new(limit)), Books::default());
+        let cache = Arc::new(Self { state, lent: AtomicUsize::new(0), compact, books });
         fork::register(&cache);
         key::seed();
         page();
@@ -226,9 +224,7 @@ impl Cache {
     fn free(&self, empty: Option<Bookkeeping>) {
         if let Some(Bookkeeping { index, slots, bytes }) = empty {
             drop((index, slots));
-            if let Some(books) = &self.books {
-                books.clear();
-            }
+            self.books.clear();
             let mut state = self.lock();
             state.budget.release(bytes);
             self.settle_books(&mut state);
@@ -237,7 +233,7 @@ impl Cache {
 
     /// Takes books off the account that are gone.
     fn settle_books(&self, state: &mut State) {
-        let bytes = self.books.as_ref().map_or(0, Books::bytes);
+        let bytes = self.books.bytes();
         if bytes < state.books {
             state.budget.release(state.books - bytes);
             state.books = bytes;
@@ -252,7 +248,8 @@ impl Cache {
 
 impl Forked for Cache {
     fn hold(self: Arc<Self>) -> Box<dyn std::any::Any> {
-        fork::hold(self, |cache| &cache.state)
+        let books = fork::hold(self.clone(), |cache| &cache.books.list);
+        Box::new((fork::hold(self, |cache| &cache.state), books))
     }
 
     fn forked(&self) {

@@ -81,8 +81,11 @@ impl Cache {
     }
 
     fn way(&self, array: &Array<'_>) -> Way {
-        let plan = |books| compact::plan(books, array.layout, array.source);
-        self.books.as_ref().and_then(plan).map_or(Way::Raw, |plan| Way::Compact(Box::new(plan)))
+        if !self.compact {
+            return Way::Raw;
+        }
+        let plan = compact::plan(&self.books, array.layout, array.source);
+        plan.map_or(Way::Raw, |plan| Way::Compact(Box::new(plan)))
     }
 
     /// Copies or encodes every array. If one does not come out as planned, says how each is to be
@@ -98,9 +101,8 @@ impl Cache {
         for (index, array) in arrays.iter().enumerate() {
             match ways.next() {
                 Some(Way::Compact(plan)) => {
-                    let books = self.books.as_ref()?;
                     let encode =
-                        |chunks: &mut [&mut [u8]]| plan.encode(books, array.source, chunks);
+                        |chunks: &mut [&mut [u8]]| plan.encode(&self.books, array.source, chunks);
                     match writer.encode(index, encode) {
                         Ok(()) => tried.push(None),
                         Err(refused) => {

@@ -3,7 +3,7 @@
 use super::room::{Gone, Guard, Room};
 use super::{Cache, Entry, Key, Phase, Pin, State};
 use crate::arena::{Block, Piece};
-use crate::compact::{Books, Form};
+use crate::compact::Form;
 use crate::digest::LEN;
 use crate::error::{Error, Result};
 use crate::lru::Id;
@@ -43,8 +43,8 @@ impl Cache {
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let state = self.lock();
         let (stored, logical) = (state.idle + state.pinned, state.logical);
-        let bytes = match self.books {
-            Some(_) if stored < logical => {
+        let bytes = match self.compact {
+            true if stored < logical => {
                 usize::try_from(bytes as u128 * stored as u128 / logical as u128).unwrap_or(bytes)
             }
             _ => bytes,
@@ -230,12 +230,12 @@ impl Cache {
         more: usize,
     ) -> (Guard<'a>, Option<usize>) {
         loop {
-            let books = self.books.as_ref().map_or(0, Books::bytes).saturating_sub(state.books);
+            let books = self.books.bytes().saturating_sub(state.books);
             let (again, promised) = self.promise(state, more + books);
             state = again;
             let Some(promised) = promised else { return (state, None) };
             // While the lock was released others may have put them on the account.
-            let now = self.books.as_ref().map_or(0, Books::bytes).saturating_sub(state.books);
+            let now = self.books.bytes().saturating_sub(state.books);
             if now <= books {
                 state.books += now;
                 state.budget.settle(now);

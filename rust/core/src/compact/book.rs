@@ -51,7 +51,7 @@ pub struct Book {
 #[derive(Debug, Default)]
 pub struct Books {
     /// The most recently used first.
-    pub(super) list: Mutex<Vec<Arc<Book>>>,
+    pub(crate) list: Mutex<Vec<Arc<Book>>>,
     alive: Arc<AtomicUsize>,
 }
 
@@ -85,9 +85,10 @@ impl Channel {
         }
     }
 
-    /// The formula that was found for this table; to be proven before use.
+    /// The formula that was found for this table; to be proven before use. Never waits: in a forked
+    /// child the lock may be that of a thread which is gone, and the table says the same.
     pub fn formula(&self) -> Option<Formula> {
-        lock(&self.found).formula
+        self.found.try_lock().ok()?.formula
     }
 
     /// Whether most of what was counted is in the table, and most of the rest may be.
@@ -123,10 +124,10 @@ impl Channel {
         };
         let Some((low, high)) = levels().fold(None, wider) else { return };
         let ends = Some((low.0, high.0));
-        if self.lattice.is_some() && lock(&self.found).ends != ends {
+        let Ok(mut found) = self.found.try_lock() else { return };
+        if self.lattice.is_some() && found.ends != ends {
             let levels: Vec<_> = levels().collect();
-            let formula = Formula::find(low, high, &levels);
-            *lock(&self.found) = Found { ends, formula };
+            *found = Found { ends, formula: Formula::find(low, high, &levels) };
         }
     }
 }
