@@ -3,8 +3,10 @@
 use super::book::{Book, Channel};
 use super::decode::Decoder;
 use super::encode::Coder;
+use super::escapes::low;
 use super::fit::Lattice;
 use super::formula::{Proven, STRIP, Stretch};
+use crate::pack::FlatMut;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -129,18 +131,22 @@ impl Decoder for Floats {
     }
 
     #[inline(always)]
-    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], out: &mut [u8]) {
+    fn decode<const FUSED: bool>(
+        &self,
+        channel: usize,
+        codes: &[u8],
+        at: usize,
+        out: &mut FlatMut,
+    ) {
         let table = &self.tables[channel];
         match table.proven {
             Some(proven) if FUSED => {
-                let elements = out.as_chunks_mut::<4>().0;
                 for strip in strips(codes.len()) {
-                    for (out, &code) in elements[strip.clone()].iter_mut().zip(&codes[strip]) {
-                        *out = proven.value(code).to_le_bytes();
-                    }
+                    let (at, codes) = (at + 4 * strip.start, &codes[strip]);
+                    out.each::<STRIP, 4, _>(at, codes, |&code| proven.value(code).to_le_bytes());
                 }
             }
-            _ => look_up(&table.bits, codes, out),
+            _ => look_up(&table.bits, codes, at, out),
         }
     }
 }
@@ -158,16 +164,11 @@ fn strips(len: usize) -> [Range<usize>; 2] {
 
 /// Two elements to a store.
 #[inline(always)]
-fn look_up(bits: &[u32; 256], codes: &[u8], out: &mut [u8]) {
+fn look_up(bits: &[u32; 256], codes: &[u8], at: usize, out: &mut FlatMut) {
     let (pairs, last) = codes.as_chunks::<2>();
-    let (stores, end) = out.as_chunks_mut::<8>();
-    for (store, &[a, b]) in stores.iter_mut().zip(pairs) {
-        let (a, b) = (bits[usize::from(a)], bits[usize::from(b)]);
-        *store = (u64::from(a) | u64::from(b) << 32).to_le_bytes();
-    }
-    for (store, &code) in end.as_chunks_mut::<4>().0.iter_mut().zip(last) {
-        *store = bits[usize::from(code)].to_le_bytes();
-    }
+    let value = |code: u8| u64::from(bits[usize::from(code)]);
+    out.each::<4, 8, _>(at, pairs, |&[a, b]| (value(a) | value(b) << 32).to_le_bytes());
+    out.each::<1, 4, _>(at + 8 * pairs.len(), last, |&code| low::<4>(value(code)));
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ use super::book::{Book, Channel};
 use super::decode::Decoder;
 use super::encode::{Coder, equal};
 use super::escapes::low;
+use crate::pack::FlatMut;
 use std::sync::Arc;
 
 /// A value that is new, and repeated this often, is rather padding than a level.
@@ -105,16 +106,19 @@ impl Decoder for Values {
 
     /// Four elements to a store.
     #[inline(always)]
-    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], out: &mut [u8]) {
+    fn decode<const FUSED: bool>(
+        &self,
+        channel: usize,
+        codes: &[u8],
+        at: usize,
+        out: &mut FlatMut,
+    ) {
         let values = &self.0[channel];
         let value = |code: u8| u64::from(values[usize::from(code)]);
         let (fours, last) = codes.as_chunks::<4>();
-        let (stores, end) = out.as_chunks_mut::<8>();
-        for (store, &[a, b, c, d]) in stores.iter_mut().zip(fours) {
-            *store = (value(a) | value(b) << 16 | value(c) << 32 | value(d) << 48).to_le_bytes();
-        }
-        for (store, &code) in end.as_chunks_mut::<2>().0.iter_mut().zip(last) {
-            *store = low(u32::from(values[usize::from(code)]));
-        }
+        out.each::<4, 8, _>(at, fours, |&[a, b, c, d]| {
+            (value(a) | value(b) << 16 | value(c) << 32 | value(d) << 48).to_le_bytes()
+        });
+        out.each::<1, 2, _>(at + 8 * fours.len(), last, |&code| low::<2>(value(code)));
     }
 }
