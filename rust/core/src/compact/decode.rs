@@ -13,8 +13,6 @@ const NEAR: usize = 32 << 10;
 pub(super) trait Decoder {
     /// Bytes of an element.
     const SIZE: usize;
-    /// Loads what only pays when fused; called once, before anything else.
-    fn prepare<const FUSED: bool>(&mut self) {}
     /// Writes the element of each code, from `at` on.
     fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], at: usize, out: &mut FlatMut);
 }
@@ -74,7 +72,7 @@ impl<D: Decoder> Kernel for Unpack<'_, D> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { mut decoder, geometry, escapes, chunks, start, out } = self;
+        let Self { decoder, geometry, escapes, chunks, start, out } = self;
         let mut cursor = Cursor::new(geometry, start);
         let mut codes = Codes::new(chunks);
         let plane = geometry.half * D::SIZE;
@@ -84,7 +82,6 @@ impl<D: Decoder> Kernel for Unpack<'_, D> {
             None | Some(0) => WINDOW,
             Some(pairs) => pairs * 2 * plane,
         };
-        decoder.prepare::<FUSED>();
         out.fill(most, |at, mut block| {
             let mut done = 0;
             while done < block.nbytes() {

@@ -13,8 +13,6 @@ const BLOCK: usize = 256;
 pub(super) trait Coder {
     /// Bytes of an element.
     const SIZE: usize;
-    /// Loads what only pays when fused; called once, before anything else.
-    fn prepare<const FUSED: bool>(&mut self) {}
     /// The channel of an element so far behind one of `channel`, in the same piece.
     fn channel(&self, channel: usize, _behind: usize) -> usize {
         channel
@@ -24,7 +22,9 @@ pub(super) trait Coder {
     /// The code of the first element of `source`, by a new slot if need be.
     fn place(&mut self, channel: usize, source: &[u8]) -> Option<u8>;
     /// Called after `place` has filled slots.
-    fn refresh<const FUSED: bool>(&mut self, _channel: usize) {}
+    fn refresh<const FUSED: bool>(&mut self) {}
+    /// Whether slots were used that the book's tables lacked at first.
+    fn has_news(&self) -> bool;
 }
 
 /// Why a pass ended early.
@@ -58,7 +58,6 @@ impl<C: Coder> Kernel for Pass<'_, '_, C> {
         let mut cursor = Cursor::new(geometry, 0);
         let mut escapes = Escapes::new(geometry.kept());
         let mut room = Room { chunks: chunks.iter_mut(), now: &mut [] };
-        coder.prepare::<FUSED>();
         while cursor.element < elements {
             let start = cursor.element;
             let len = match pairs {
@@ -141,7 +140,7 @@ fn piece<C: Coder, const FUSED: bool>(
         } else {
             let (source, codes) = (view.get(from..end), &mut codes[at..]);
             at += walk(coder, channel, source, codes, len, kept + at, escapes)?;
-            coder.refresh::<FUSED>(channel);
+            coder.refresh::<FUSED>();
         }
     }
     Ok(())

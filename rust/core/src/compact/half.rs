@@ -1,9 +1,10 @@
 //! Elements of two bytes: any 256 values of a channel, looked up by their bits.
 
-use super::book::{Book, Channel};
+use super::book::Book;
 use super::decode::Decoder;
 use super::encode::{Coder, equal};
 use super::escapes::low;
+use super::tables::Values;
 use crate::pack::FlatMut;
 use std::sync::Arc;
 
@@ -18,20 +19,18 @@ struct Reverse {
 }
 
 impl Reverse {
-    fn load(channel: &Channel) -> Self {
+    fn load(values: &Values) -> Self {
         let codes = vec![0u16; 1 << 16].into_boxed_slice();
         let codes = codes.try_into().unwrap_or_else(|_| Box::new([0; 1 << 16]));
         let mut reverse = Self { codes, full: false };
-        for slot in 0..=255 {
-            if let Some(bits) = channel.get(slot) {
-                reverse.learn(slot, bits);
-            }
+        for slot in (0..=255).filter(|&slot| values.filled[usize::from(slot)]) {
+            reverse.learn(slot, values.bits[usize::from(slot)]);
         }
         reverse
     }
 
-    fn learn(&mut self, slot: u8, bits: u32) {
-        let code = &mut self.codes[usize::from(bits as u16)];
+    fn learn(&mut self, slot: u8, bits: u16) {
+        let code = &mut self.codes[usize::from(bits)];
         if *code == 0 {
             *code = KNOWN | u16::from(slot);
         }
@@ -42,13 +41,14 @@ impl Reverse {
 pub(super) struct Halves {
     book: Arc<Book>,
     channels: Box<[Reverse]>,
+    news: bool,
 }
 
 impl Halves {
-    /// Turns the tables around.
-    pub fn load(book: &Arc<Book>) -> Self {
-        let channels = book.channels.iter().map(Reverse::load).collect();
-        Self { book: book.clone(), channels }
+    /// Turns copies of the book's tables around.
+    pub fn new(book: &Arc<Book>, values: &[Values]) -> Self {
+        let channels = values.iter().map(Reverse::load).collect();
+        Self { book: book.clone(), channels, news: false }
     }
 }
 
@@ -76,8 +76,9 @@ impl Coder for Halves {
                 return None;
             }
             // Others may be filling the same book: what they were first with is learnt, too.
+            self.news = true;
             for slot in 0..=255 {
-                reverse.learn(slot, channel.fill(slot, bits.into()));
+                reverse.learn(slot, channel.fill(slot, bits.into()) as u16);
                 if known(reverse) != 0 {
                     break;
                 }
@@ -86,22 +87,13 @@ impl Coder for Halves {
         }
         Some(known(reverse)).filter(|&code| code != 0).map(|code| code as u8)
     }
-}
 
-/// A copy of the tables of a book.
-pub(super) struct Values(Box<[[u16; 256]]>);
-
-impl Values {
-    /// Copies the tables.
-    pub fn load(book: &Book) -> Self {
-        let load = |channel: &Channel| {
-            std::array::from_fn(|slot| channel.get(slot as u8).unwrap_or(0) as u16)
-        };
-        Self(book.channels.iter().map(load).collect())
+    fn has_news(&self) -> bool {
+        self.news
     }
 }
 
-impl Decoder for Values {
+impl Decoder for &[Values] {
     const SIZE: usize = 2;
 
     /// Four elements to a store.
@@ -113,7 +105,7 @@ impl Decoder for Values {
         at: usize,
         out: &mut FlatMut,
     ) {
-        let values = &self.0[channel];
+        let values = &self[channel].bits;
         let value = |code: u8| u64::from(values[usize::from(code)]);
         let (fours, last) = codes.as_chunks::<4>();
         out.each::<4, 8, _>(at, fours, |&[a, b, c, d]| {

@@ -46,11 +46,6 @@ impl Channels {
 impl<C: Coder> Coder for Interleaved<C> {
     const SIZE: usize = C::SIZE;
 
-    #[inline(always)]
-    fn prepare<const FUSED: bool>(&mut self) {
-        self.of.prepare::<FUSED>();
-    }
-
     fn channel(&self, place: usize, behind: usize) -> usize {
         (place + behind) % (self.geometry.inner * self.geometry.channels)
     }
@@ -90,20 +85,17 @@ impl<C: Coder> Coder for Interleaved<C> {
     }
 
     #[inline(always)]
-    fn refresh<const FUSED: bool>(&mut self, _place: usize) {
-        for channel in 0..self.geometry.channels {
-            self.of.refresh::<FUSED>(channel);
-        }
+    fn refresh<const FUSED: bool>(&mut self) {
+        self.of.refresh::<FUSED>();
+    }
+
+    fn has_news(&self) -> bool {
+        self.of.has_news()
     }
 }
 
 impl<D: Decoder> Decoder for Interleaved<D> {
     const SIZE: usize = D::SIZE;
-
-    #[inline(always)]
-    fn prepare<const FUSED: bool>(&mut self) {
-        self.of.prepare::<FUSED>();
-    }
 
     #[inline(always)]
     fn decode<const FUSED: bool>(&self, place: usize, codes: &[u8], at: usize, out: &mut FlatMut) {
