@@ -122,6 +122,9 @@ class Pixels(Mapping[str, _Array]):
         transposed view. Compact forms are decoded straight into it. Off the GIL.
         """
 
+    def equals(self, name: str, array: Any) -> bool:
+        """Whether ``array`` has the dtype, shape and bytes of this one; any strides, off the GIL."""
+
     def digest(self, name: str) -> Digest:
         """``hash_array(px[name])``, off the GIL; computed anew each time."""
 

@@ -385,3 +385,21 @@ def test_evict_and_stats() -> None:
     assert (after.hits, after.misses) == (1, 0)
     assert after.logical_bytes == after.entries * RAW.nbytes
     assert after.peak_bytes <= cache.budget
+
+
+def test_equals_compares_type_shape_and_every_byte() -> None:
+    photo = (np.arange(300_000) % 251 / np.float32(255)).astype(np.float32).reshape(3, 100, 1000)
+    for value in (RAW, photo):
+        cache = mw.PixelCache("4 MiB")
+        cache.put("k", {"x": value})
+        pixels = cache.get("k")
+        assert pixels is not None
+        assert (pixels.encoding["x"] == "raw") == (value is RAW)
+        assert pixels.equals("x", value)
+        assert pixels.equals("x", np.asfortranarray(value))
+        assert not pixels.equals("x", value.reshape(-1))
+        assert not pixels.equals("x", value.view(np.int32))
+        for at in (0, value.size // 2, value.size - 1):
+            other = value.copy()
+            other.reshape(-1).view(np.uint8)[4 * at + 3] ^= 1
+            assert not pixels.equals("x", other)

@@ -203,10 +203,21 @@ def test_a_join_that_does_not_describe_the_array_is_not_believed(cache: mw.Pixel
         assert np.asarray(ref).tobytes() == whole.tobytes()
 
 
-def test_each_byte_is_hashed_once(cache: mw.PixelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("evicted", [False, True])
+def test_each_byte_is_looked_at_once(
+    cache: mw.PixelCache, monkeypatch: pytest.MonkeyPatch, evicted: bool
+) -> None:
     array = processed(cache, "concat", [(40, 300), (50, 300)])
     mw.strip(array, cache)
-    hashed = 0
+    if evicted:
+        cache.clear()
+    looked_at, hashed = 0, 0
+    equal = provenance._equal
+
+    def count(part: Any, *rest: Any) -> bool:
+        nonlocal looked_at
+        looked_at += part.nbytes
+        return equal(part, *rest)
 
     def hash_array(part: Any) -> mw.Digest:
         nonlocal hashed
@@ -214,9 +225,12 @@ def test_each_byte_is_hashed_once(cache: mw.PixelCache, monkeypatch: pytest.Monk
         return mw.hash_array(part)
 
     monkeypatch.setattr(provenance, "hash_array", hash_array)
+    monkeypatch.setattr(provenance, "_equal", count)
     misses = cache.stats().misses
-    mw.strip([array, array], cache)
-    assert hashed == array.nbytes
+    s = mw.strip([array, array], cache)
+    assert s.refs[0].recipe is not None
+    assert looked_at == array.nbytes
+    assert hashed == (array.nbytes if evicted else 0)
     assert cache.stats().misses == misses
 
 

@@ -35,9 +35,9 @@ def live_caches() -> list[PixelCache]:
 
 
 def held(key: Digest) -> Iterator[Pixels]:
-    """The entries of ``key`` in the live caches; asking for an absent one is not a miss."""
+    """The entries of ``key`` in the live caches; asking counts as neither hit nor miss."""
     for cache in live_caches():
-        pixels = cache.get(key) if key in cache else None
+        pixels = cache._peek(key)
         if pixels is not None:
             yield pixels
 

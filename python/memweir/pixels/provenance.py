@@ -26,8 +26,8 @@ __all__ = ["is_tensor", "note", "reference_by_recipe"]
 def reference_by_recipe(array: Any, sources: SourcePolicy) -> PixelRef | None:
     """A reference that knows how to make ``array``, or ``None`` where that is not certain.
 
-    Arrays are written in place, so every byte is compared with the entries that it came from: by
-    one BLAKE3 pass over the array, and one over each entry the first time it is met.
+    Arrays are written in place, so every byte is compared with the entries that it came from, or,
+    where one was evicted, with its digest.
     """
     join = recall(array)
     if join is None:
@@ -41,8 +41,8 @@ def reference_by_recipe(array: Any, sources: SourcePolicy) -> PixelRef | None:
         return None
     if shape != tuple(array.shape) or not _zero_between(array, join.how, entries, offsets):
         return None
-    for entry, offset in zip(entries, offsets, strict=True):
-        if hash_array(array[(*window(offset, entry.shape), ...)]) != entry.digest:
+    for recipe, entry, offset in zip(join.parts, entries, offsets, strict=True):
+        if not _equal(array[(*window(offset, entry.shape), ...)], recipe, join.name, entry):
             return None
     parts = [
         PixelRef(
@@ -117,6 +117,14 @@ def _entry(recipe: Recipe, name: str) -> _Known | None:
         known = _Known(spec.dtype, spec.shape, pixels.digest(name))
         _entries.put((recipe.key, name), known)
     return known
+
+
+def _equal(part: Any, recipe: Recipe, name: str, entry: _Known) -> bool:
+    """Whether ``part`` of an array is what the recipe made."""
+    pixels = next(held(Digest(recipe.key)), None)
+    if pixels is not None and name in pixels:
+        return pixels.equals(name, part)
+    return hash_array(part) == entry.digest
 
 
 def _zero_between(

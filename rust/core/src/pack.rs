@@ -10,7 +10,10 @@
 //! of whoever called [`Strided::new`]: a buffer export, a DLPack or an Arrow capsule is held.
 #![allow(unsafe_code)]
 
+mod flat;
 mod rgb;
+
+pub use flat::{Flat, FlatMut};
 
 use std::mem::MaybeUninit;
 

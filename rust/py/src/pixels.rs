@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::borrow::BorrowedMut;
+use crate::borrow::{Borrowed, BorrowedMut};
 use crate::cache::raised;
 use crate::digest::PyDigest;
 use crate::view::{PyView, ndarray};
@@ -119,6 +119,17 @@ impl PyPixels {
         let write = || self.pin.write_to(field, out.destination());
         let bulk = have.nbytes() > BULK;
         if bulk { py.detach(write) } else { write() }.map_err(raised)
+    }
+
+    fn equals(&self, py: Python<'_>, name: &str, array: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let field = self.field(name)?;
+        let array = Borrowed::array(array)?;
+        if field.layout() != array.layout() {
+            return Ok(false);
+        }
+        let compare = || self.pin.equals(field, array.source());
+        let bulk = field.layout().nbytes() > BULK;
+        if bulk { py.detach(compare) } else { compare() }.map_err(raised)
     }
 
     fn digest(&self, py: Python<'_>, name: &str) -> PyResult<PyDigest> {

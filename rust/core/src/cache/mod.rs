@@ -248,8 +248,7 @@ impl Cache {
 
 impl Forked for Cache {
     fn hold(self: Arc<Self>) -> Box<dyn std::any::Any> {
-        let books = fork::hold(self.clone(), |cache| &cache.books.list);
-        Box::new((fork::hold(self, |cache| &cache.state), books))
+        fork::hold(self, |cache| &cache.state)
     }
 
     fn forked(&self) {

@@ -5,9 +5,12 @@ use crate::arena::{Loan, Piece, page};
 use crate::digest::{Algorithm, LEN};
 use crate::error::{Error, Result};
 use crate::lru::Id;
-use crate::pack::StridedMut;
+use crate::pack::{Strided, StridedMut};
 use crate::pixels::{Field, Spec, slices};
 use std::sync::Arc;
+
+/// Bytes that are compared at a time: both sides stay in the core's own cache.
+const COMPARED: usize = 64 << 10;
 
 /// Keeps an entry's bytes where they are; clones count one by one.
 pub struct Pin(Home);
@@ -137,6 +140,37 @@ impl Pin {
             Some(form) => form.hash(&self.codes(field)),
             None => Ok(Algorithm::Blake3.hash(self.bytes(field))),
         }
+    }
+
+    /// Whether foreign memory holds the bytes of an array of this entry.
+    ///
+    /// # Errors
+    /// None but those of a broken form.
+    pub fn equals(&self, field: &Field, source: &Strided) -> Result<bool> {
+        let nbytes = field.layout().nbytes();
+        if source.nbytes() != nbytes {
+            return Ok(false);
+        }
+        let size = field.layout().dtype().itemsize().max(1);
+        let step = (COMPARED / size).max(1) * size;
+        let (codes, mut mine, mut theirs) = (self.codes(field), vec![0; step], vec![0; step]);
+        for at in (0..nbytes).step_by(step) {
+            let end = nbytes.min(at + step);
+            let theirs = &mut theirs[..end - at];
+            source.gather(at, theirs);
+            let mine = match field.form() {
+                Some(form) => {
+                    let mine = &mut mine[..end - at];
+                    form.decode_range(&codes, at / size..end / size, mine)?;
+                    &*mine
+                }
+                None => &self.bytes(field)[at..end],
+            };
+            if mine != theirs {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Writes an array of this entry to foreign memory of as many bytes.

@@ -8,9 +8,12 @@
 use super::fit::Lattice;
 use super::formula::Formula;
 use super::sample::{Count, OUTLIERS};
+use super::tables::{Table, Tables, Values};
 use crate::layout::DType;
+use crate::proc::fork::{self, Forked, lock};
+use std::any::Any;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Books that are offered to new images.
 const KEPT: usize = 32;
@@ -44,15 +47,42 @@ pub(super) struct Channel {
 pub struct Book {
     dtype: DType,
     pub(super) channels: Box<[Channel]>,
+    /// Grows with the tables, so that who sees a number sees what was filled before it.
+    generation: AtomicU32,
+    /// Copies of the tables, and the generation that they have at least.
+    tables: Mutex<Option<(u32, Tables)>>,
     alive: Arc<AtomicUsize>,
 }
 
-/// The books of a cache.
-#[derive(Debug, Default)]
+/// The books of a cache. Not to be used while a lock that survives forks is held: there is one here.
+#[derive(Debug)]
 pub struct Books {
-    /// The most recently used first.
-    pub(crate) list: Mutex<Vec<Arc<Book>>>,
+    pub(super) known: Arc<Known>,
     alive: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The most recently used first.
+    pub(super) list: Mutex<Vec<Arc<Book>>>,
+}
+
+impl Forked for Known {
+    fn hold(self: Arc<Self>) -> Box<dyn Any> {
+        fork::hold(self, |known| &known.list)
+    }
+
+    fn forked(&self) {}
+
+    fn in_child(&self) {}
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        let known = Arc::default();
+        fork::register(&known);
+        Self { known, alive: Arc::default() }
+    }
 }
 
 impl Channel {
@@ -85,8 +115,7 @@ impl Channel {
         }
     }
 
-    /// The formula that was found for this table; to be proven before use. Never waits: in a forked
-    /// child the lock may be that of a thread which is gone, and the table says the same.
+    /// The formula that was found for this table; to be proven before use.
     pub fn formula(&self) -> Option<Formula> {
         self.found.try_lock().ok()?.formula
     }
@@ -124,10 +153,13 @@ impl Channel {
         };
         let Some((low, high)) = levels().fold(None, wider) else { return };
         let ends = Some((low.0, high.0));
-        let Ok(mut found) = self.found.try_lock() else { return };
-        if self.lattice.is_some() && found.ends != ends {
+        let seen = |found: MutexGuard<Found>| found.ends == ends;
+        if self.lattice.is_some() && !self.found.try_lock().is_ok_and(seen) {
             let levels: Vec<_> = levels().collect();
-            *found = Found { ends, formula: Formula::find(low, high, &levels) };
+            let formula = Formula::find(low, high, &levels);
+            if let Ok(mut found) = self.found.try_lock() {
+                *found = Found { ends, formula };
+            }
         }
     }
 }
@@ -167,14 +199,43 @@ impl Book {
     }
 
     fn new(books: &Books, dtype: &DType, channels: Box<[Channel]>) -> Self {
-        let book = Self { dtype: dtype.clone(), channels, alive: books.alive.clone() };
+        let book = Self {
+            dtype: dtype.clone(),
+            channels,
+            generation: AtomicU32::new(0),
+            tables: Mutex::default(),
+            alive: books.alive.clone(),
+        };
         book.alive.fetch_add(book.bytes(), Ordering::Relaxed);
         book
     }
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.channels)
+        let copy = if self.has_lattices() { size_of::<Table>() } else { size_of::<Values>() };
+        size_of::<Self>() + size_of_val(&*self.channels) + self.channels.len() * copy
+    }
+
+    /// Whether every channel has a lattice.
+    pub(super) fn has_lattices(&self) -> bool {
+        self.channels.iter().all(|channel| channel.lattice.is_some())
+    }
+
+    /// Copies of the tables, with all that anybody had told of by [`settle`](Self::settle).
+    pub(super) fn tables(&self) -> Tables {
+        let generation = self.generation.load(Ordering::Acquire);
+        // A lock that a forked child finds taken will never be free.
+        if let Ok(kept) = self.tables.try_lock()
+            && let Some((of, tables)) = &*kept
+            && *of == generation
+        {
+            return tables.clone();
+        }
+        let tables = Tables::load(self);
+        if let Ok(mut kept) = self.tables.try_lock() {
+            *kept = Some((generation, tables.clone()));
+        }
+        tables
     }
 
     /// Filled slots: grows, and what it counted stays.
@@ -182,9 +243,11 @@ impl Book {
         self.channels.iter().map(|c| c.filled.load(Ordering::Relaxed)).sum()
     }
 
-    /// Looks for formulas after the book has grown.
+    /// To be called by whoever has used new slots, before others hear of the codes: looks for
+    /// formulas and has the tables copied anew.
     pub(super) fn settle(&self) {
         self.channels.iter().for_each(Channel::look);
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Whether an array that these values were counted in can be expected to fit.
@@ -216,7 +279,7 @@ impl Books {
 
     /// Books that new images are matched against.
     pub fn len(&self) -> usize {
-        lock(&self.list).len()
+        lock(&self.known.list).len()
     }
 
     /// Whether nothing was learnt yet.
@@ -226,14 +289,14 @@ impl Books {
 
     /// Forgets them all; entries keep theirs.
     pub fn clear(&self) {
-        let list = std::mem::take(&mut *lock(&self.list));
+        let list = std::mem::take(&mut *lock(&self.known.list));
         drop(list);
     }
 
     /// A known book for an array in whose channels these values were counted.
     pub(super) fn find(&self, dtype: &DType, counts: &[Vec<Count>]) -> Option<Arc<Book>> {
         let known: Vec<Arc<Book>> = {
-            let list = lock(&self.list);
+            let list = lock(&self.known.list);
             let alike = |b: &&Arc<Book>| b.channels.len() == counts.len() && b.dtype == *dtype;
             list.iter().filter(alike).cloned().collect()
         };
@@ -252,7 +315,7 @@ impl Books {
 
     /// Puts a book that has proven itself first; the one not used for longest may go.
     pub(super) fn keep(&self, book: &Arc<Book>) {
-        let mut list = lock(&self.list);
+        let mut list = lock(&self.known.list);
         match list.iter().position(|b| Arc::ptr_eq(b, book)) {
             Some(at) => list[..=at].rotate_right(1),
             None => list.insert(0, book.clone()),
@@ -261,9 +324,4 @@ impl Books {
         drop(list);
         drop(oldest);
     }
-}
-
-/// Nothing panics while these locks are held; a poisoned one guards whole values all the same.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 use super::escapes::{self, Escape};
 use super::geometry::{Cursor, Geometry};
 use super::source::{WINDOW, Window};
-use crate::pack::StridedMut;
+use crate::pack::{FlatMut, StridedMut};
 use crate::simd::Kernel;
 
 /// A repeated plane of up to so many bytes is copied while it is still in the nearest cache.
@@ -13,10 +13,8 @@ const NEAR: usize = 32 << 10;
 pub(super) trait Decoder {
     /// Bytes of an element.
     const SIZE: usize;
-    /// Loads what only pays when fused; called once, before anything else.
-    fn prepare<const FUSED: bool>(&mut self) {}
-    /// Writes the element of each code.
-    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], out: &mut [u8]);
+    /// Writes the element of each code, from `at` on.
+    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], at: usize, out: &mut FlatMut);
 }
 
 /// Where elements go.
@@ -35,20 +33,26 @@ impl Out<'_> {
         }
     }
 
-    /// The bytes to be written next, from `at` on: all of them, or a block of at most so many.
+    /// Has all bytes written by `f`, which gets where they begin: in one piece, or, where they
+    /// have strides, in blocks of `most`.
     #[inline(always)]
-    pub fn block<'b>(&'b mut self, at: usize, most: usize, room: &'b mut Window) -> &'b mut [u8] {
-        match self {
-            Self::Private(out) => &mut out[at..],
-            Self::Foreign(out) => &mut room.0[..most.min(out.nbytes() - at)],
-        }
-    }
-
-    /// Hands on what was written to a block.
-    #[inline(always)]
-    pub fn done(&self, at: usize, len: usize, room: &Window) {
-        if let Self::Foreign(out) = self {
-            out.scatter(at, &room.0[..len]);
+    pub fn fill(self, most: usize, mut f: impl FnMut(usize, FlatMut)) {
+        let all = self.nbytes();
+        let (mut flat, strided) = match self {
+            Self::Private(out) => (Some(out.into()), None),
+            Self::Foreign(out) => (out.flat(), Some(out).filter(|out| out.flat().is_none())),
+        };
+        let mut room = strided.map(|out| (out, Window::new()));
+        let mut at = 0;
+        while at < all {
+            let len = if room.is_some() { most.min(all - at) } else { all };
+            let block = room.as_mut().map(|(_, room)| (&mut room.0[..len]).into());
+            let Some(block) = block.or_else(|| flat.take()) else { break };
+            f(at, block);
+            if let Some((out, room)) = &room {
+                out.scatter(at, &room.0[..len]);
+            }
+            at += len;
         }
     }
 }
@@ -68,41 +72,32 @@ impl<D: Decoder> Kernel for Unpack<'_, D> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { mut decoder, geometry, escapes, chunks, start, mut out } = self;
+        let Self { decoder, geometry, escapes, chunks, start, out } = self;
         let mut cursor = Cursor::new(geometry, start);
         let mut codes = Codes::new(chunks);
-        let mut room = Window::new();
-        let (plane, all) = (geometry.half * D::SIZE, out.nbytes());
+        let plane = geometry.half * D::SIZE;
         let near = plane > 0 && plane <= NEAR;
         // Blocks of whole pairs of planes, where those are short.
         let most = match WINDOW.checked_div(2 * plane) {
             None | Some(0) => WINDOW,
             Some(pairs) => pairs * 2 * plane,
         };
-        decoder.prepare::<FUSED>();
-        let mut at = 0;
-        while at < all {
-            let block = out.block(at, most, &mut room);
+        out.fill(most, |at, mut block| {
             let mut done = 0;
-            while done < block.len() {
-                let mut len = cursor.piece().min((block.len() - done) / D::SIZE);
+            while done < block.nbytes() {
+                let mut len = cursor.piece().min((block.nbytes() - done) / D::SIZE);
                 if cursor.second && near && done >= plane {
-                    let (before, after) = block.split_at_mut(done);
-                    after[..len * D::SIZE]
-                        .copy_from_slice(&before[done - plane..][..len * D::SIZE]);
+                    block.repeat(done - plane, done, len * D::SIZE);
                 } else {
                     let codes = codes.from(cursor.kept, len);
                     len = codes.len();
-                    let out = &mut block[done..][..len * D::SIZE];
-                    decoder.decode::<FUSED>(cursor.channel, codes, out);
+                    decoder.decode::<FUSED>(cursor.channel, codes, done, &mut block);
                 }
                 cursor.advance(len);
                 done += len * D::SIZE;
             }
-            escapes::restore(escapes, &geometry, D::SIZE, start + at / D::SIZE, block);
-            out.done(at, done, &room);
-            at += done;
-        }
+            escapes::restore(escapes, &geometry, D::SIZE, start + at / D::SIZE, &mut block);
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 use super::escapes::{Escape, Escapes};
 use super::geometry::{Cursor, Geometry};
 use super::sample::widen;
-use super::source::{Source, WINDOW, Window};
+use super::source::{Source, View, WINDOW, Window};
 use crate::simd::Kernel;
 
 /// Elements that are looked at one by one when any of them has no code.
@@ -13,8 +13,6 @@ const BLOCK: usize = 256;
 pub(super) trait Coder {
     /// Bytes of an element.
     const SIZE: usize;
-    /// Loads what only pays when fused; called once, before anything else.
-    fn prepare<const FUSED: bool>(&mut self) {}
     /// The channel of an element so far behind one of `channel`, in the same piece.
     fn channel(&self, channel: usize, _behind: usize) -> usize {
         channel
@@ -24,7 +22,9 @@ pub(super) trait Coder {
     /// The code of the first element of `source`, by a new slot if need be.
     fn place(&mut self, channel: usize, source: &[u8]) -> Option<u8>;
     /// Called after `place` has filled slots.
-    fn refresh<const FUSED: bool>(&mut self, _channel: usize) {}
+    fn refresh<const FUSED: bool>(&mut self) {}
+    /// Whether slots were used that the book's tables lacked at first.
+    fn has_news(&self) -> bool;
 }
 
 /// Why a pass ended early.
@@ -58,7 +58,6 @@ impl<C: Coder> Kernel for Pass<'_, '_, C> {
         let mut cursor = Cursor::new(geometry, 0);
         let mut escapes = Escapes::new(geometry.kept());
         let mut room = Room { chunks: chunks.iter_mut(), now: &mut [] };
-        coder.prepare::<FUSED>();
         while cursor.element < elements {
             let start = cursor.element;
             let len = match pairs {
@@ -66,30 +65,30 @@ impl<C: Coder> Kernel for Pass<'_, '_, C> {
                 _ => pairs * 2 * half,
             };
             let len = len.min(elements - start) * C::SIZE;
-            let window = source.read(start * C::SIZE, len, &mut one.0);
-            if half > 0 && pairs == 0 {
-                let again = source.read((start + half) * C::SIZE, len, &mut other.0);
-                if window != again {
-                    return Err(Stop::Different);
-                }
-            }
+            let mut view = source.view(start * C::SIZE, len, &mut one);
             let mut at = 0;
             while at < len {
                 let most = cursor.piece().min((len - at) / C::SIZE);
                 let codes = room.take(most).ok_or(Stop::Foreign)?;
-                let source = &window[at..][..codes.len() * C::SIZE];
                 let len = codes.len();
-                piece::<C, FUSED>(coder, &cursor, source, codes, &mut escapes)?;
+                piece::<C, FUSED>(coder, &cursor, &mut view, at, codes, &mut escapes)?;
                 cursor.advance(len);
                 at += len * C::SIZE;
-                if cursor.second {
-                    if pairs > 0 {
-                        let plane = half * C::SIZE;
-                        if window[at - plane..at] != window[at..at + plane] {
-                            return Err(Stop::Different);
-                        }
-                        at += plane;
+                if cursor.second && pairs > 0 {
+                    let plane = half * C::SIZE;
+                    if !view.repeats(at, plane) {
+                        return Err(Stop::Different);
                     }
+                    at += plane;
+                    cursor.skip_plane();
+                }
+            }
+            if half > 0 && pairs == 0 {
+                let again = (start + half) * C::SIZE;
+                if !source.equals(again, view.get(0..len), &mut other) {
+                    return Err(Stop::Different);
+                }
+                if cursor.second {
                     cursor.skip_plane();
                 }
             }
@@ -118,26 +117,30 @@ impl<'a> Room<'a, '_> {
     }
 }
 
+/// Codes the elements of one piece, which begins at byte `start` of the view.
 #[inline(always)]
 fn piece<C: Coder, const FUSED: bool>(
     coder: &mut C,
     cursor: &Cursor,
-    source: &[u8],
+    view: &mut View,
+    start: usize,
     codes: &mut [u8],
     escapes: &mut Escapes,
 ) -> Result<(), Stop> {
     let Cursor { channel: first, kept, .. } = *cursor;
+    let end = start + codes.len() * C::SIZE;
     let mut at = 0;
     while at < codes.len() {
         let len = BLOCK.min(codes.len() - at);
         let channel = coder.channel(first, at);
-        let block = &source[at * C::SIZE..][..len * C::SIZE];
+        let from = start + at * C::SIZE;
+        let block = view.get(from..from + len * C::SIZE);
         if coder.code::<FUSED>(channel, block, &mut codes[at..at + len]) {
             at += len;
         } else {
-            let (source, codes) = (&source[at * C::SIZE..], &mut codes[at..]);
+            let (source, codes) = (view.get(from..end), &mut codes[at..]);
             at += walk(coder, channel, source, codes, len, kept + at, escapes)?;
-            coder.refresh::<FUSED>(channel);
+            coder.refresh::<FUSED>();
         }
     }
     Ok(())

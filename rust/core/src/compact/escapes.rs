@@ -1,6 +1,8 @@
 //! Stretches of one value that has no code: padding, and the odd element.
 
+use super::few;
 use super::geometry::Geometry;
+use crate::pack::FlatMut;
 
 /// `len` codes from `at` on stand for nothing: their elements are `bits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,20 +53,16 @@ pub(super) fn restore(
     geometry: &Geometry,
     size: usize,
     start: usize,
-    out: &mut [u8],
+    out: &mut FlatMut,
 ) {
-    let end = start + out.len() / size;
+    let end = start + out.nbytes() / size;
     let kept = geometry.codes(start..end);
     let first = escapes.partition_point(|e| (e.at + e.len) as usize <= kept.start);
     let escapes = escapes[first..].iter().take_while(|e| (e.at as usize) < kept.end);
     let mut fill = |from: usize, len: usize, bits: u32| {
         let (from, to) = (from.max(start), (from + len).min(end));
         if from < to {
-            super::few::fill(
-                &mut out[(from - start) * size..(to - start) * size],
-                bits.into(),
-                size,
-            );
+            few::fill(out, (from - start) * size, to - from, bits.into(), size);
         }
     };
     for escape in escapes {
@@ -87,7 +85,7 @@ pub(super) fn restore(
 
 /// The first `SIZE` bytes of a little-endian integer.
 #[inline(always)]
-pub(super) fn low<const SIZE: usize>(bits: u32) -> [u8; SIZE] {
+pub(super) fn low<const SIZE: usize>(bits: u64) -> [u8; SIZE] {
     let bytes = bits.to_le_bytes();
     std::array::from_fn(|i| bytes[i])
 }

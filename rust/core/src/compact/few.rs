@@ -1,8 +1,10 @@
 //! Arrays of few values or long runs, of any element type: masks, indices, constant images.
 
 use super::decode::{Codes, Out};
+use super::escapes::low;
 use super::sample::{Sample, widen};
 use super::source::{Source, WINDOW, Window};
+use crate::pack::FlatMut;
 
 /// The most values that a code tells apart.
 const VALUES: usize = 256;
@@ -47,36 +49,28 @@ pub(super) fn runs(source: Source, size: usize) -> Option<Box<[Run]>> {
 }
 
 /// Writes the elements from `start` on.
-pub(super) fn unpack_runs(runs: &[Run], size: usize, start: usize, mut out: Out) {
+pub(super) fn unpack_runs(runs: &[Run], size: usize, start: usize, out: Out) {
     let mut index = runs.partition_point(|run| run.end as usize <= start);
-    let (mut room, mut at, all) = (Window::new(), 0, out.nbytes());
-    while at < all {
-        let block = out.block(at, WINDOW, &mut room);
+    out.fill(WINDOW, |at, mut block| {
         let mut done = 0;
-        while done < block.len() {
+        while done < block.nbytes() {
             let run = runs[index];
-            let left = (run.end as usize - start) * size - at - done;
-            let len = left.min(block.len() - done);
-            fill(&mut block[done..done + len], run.bits, size);
+            let left = run.end as usize - start - (at + done) / size;
+            let len = left.min((block.nbytes() - done) / size);
+            fill(&mut block, done, len, run.bits, size);
             index += usize::from(len == left);
-            done += len;
+            done += len * size;
         }
-        out.done(at, done, &room);
-        at += done;
-    }
+    });
 }
 
-/// Repeats one element.
-pub(super) fn fill(out: &mut [u8], bits: u64, size: usize) {
-    let bytes = bits.to_le_bytes();
-    let element = &bytes[..size];
-    if element.iter().all(|&byte| byte == element[0]) {
-        return out.fill(element[0]);
-    }
+/// Writes `n` times the same element, from `at` on.
+pub(super) fn fill(out: &mut FlatMut, at: usize, n: usize, bits: u64, size: usize) {
     match size {
-        2 => out.as_chunks_mut().0.fill([bytes[0], bytes[1]]),
-        4 => out.as_chunks_mut().0.fill([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        _ => out.chunks_exact_mut(size).for_each(|to| to.copy_from_slice(element)),
+        1 => out.fill(at, n, low::<1>(bits)),
+        2 => out.fill(at, n, low::<2>(bits)),
+        4 => out.fill(at, n, low::<4>(bits)),
+        _ => out.fill(at, n, low::<8>(bits)),
     }
 }
 
@@ -151,22 +145,14 @@ pub(super) fn unpack(values: &[u64], size: usize, chunks: &[&[u8]], start: usize
     }
 }
 
-fn look_up<const SIZE: usize>(table: &[u64; VALUES], chunks: &[&[u8]], start: usize, mut out: Out) {
+fn look_up<const SIZE: usize>(table: &[u64; VALUES], chunks: &[&[u8]], start: usize, out: Out) {
     let mut codes = Codes::new(chunks);
-    let (mut room, mut at, all) = (Window::new(), 0, out.nbytes());
-    while at < all {
-        let block = out.block(at, WINDOW, &mut room);
+    out.fill(WINDOW, |at, mut block| {
         let mut done = 0;
-        while done < block.len() {
-            let codes = codes.from(start + (at + done) / SIZE, (block.len() - done) / SIZE);
-            let elements = block[done..].as_chunks_mut::<SIZE>().0;
-            for (element, &code) in elements.iter_mut().zip(codes) {
-                let bytes = table[usize::from(code)].to_le_bytes();
-                *element = std::array::from_fn(|i| bytes[i]);
-            }
+        while done < block.nbytes() {
+            let codes = codes.from(start + (at + done) / SIZE, (block.nbytes() - done) / SIZE);
+            block.each::<4, SIZE, _>(done, codes, |&code| low::<SIZE>(table[usize::from(code)]));
             done += codes.len() * SIZE;
         }
-        out.done(at, done, &room);
-        at += done;
-    }
+    });
 }

@@ -1,87 +1,34 @@
 //! `f32` against a lattice.
 
-use super::book::{Book, Channel};
+use super::book::Book;
 use super::decode::Decoder;
 use super::encode::Coder;
-use super::fit::Lattice;
-use super::formula::{Proven, STRIP, Stretch};
+use super::escapes::low;
+use super::formula::{STRIP, Stretch};
+use super::geometry::CHANNELS;
+use super::tables::Table;
+use crate::pack::FlatMut;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A copy of one channel's table. An empty slot holds the bits of a filled one, whose own guess
-/// is that other slot: nothing is coded as an empty slot by accident.
-struct Table {
-    lattice: Lattice,
-    bits: [u32; 256],
-    filled: [bool; 256],
-    proven: Option<Proven>,
-    /// Levels for which the formula stands.
-    stretch: Option<Stretch>,
-    /// Slots were filled that the formula may not hold for.
-    grown: bool,
-}
-
-impl Table {
-    fn load(channel: &Channel, lattice: Lattice) -> Self {
-        let mut table = Self {
-            lattice,
-            bits: [0; 256],
-            filled: [false; 256],
-            proven: None,
-            stretch: None,
-            grown: false,
-        };
-        let mut any = 0;
-        for slot in 0..=255u8 {
-            if let Some(bits) = channel.get(slot) {
-                (table.bits[usize::from(slot)], table.filled[usize::from(slot)]) = (bits, true);
-                any = bits;
-            }
-        }
-        for (bits, filled) in table.bits.iter_mut().zip(&table.filled) {
-            *bits = if *filled { *bits } else { any };
-        }
-        table
-    }
-
-    #[inline(always)]
-    fn prove<const FUSED: bool>(&mut self, channel: &Channel) {
-        if FUSED {
-            self.proven = channel.formula().and_then(|f| f.prove(&self.bits, &self.filled));
-            self.stretch = self.proven.map(|proven| proven.stretch(self.lattice, &self.filled));
-        }
-    }
-}
-
-/// The tables of a book, as they were.
+/// Codes elements by a book.
 pub(super) struct Floats {
     book: Arc<Book>,
-    tables: Box<[Table]>,
+    tables: Vec<Table>,
+    /// Channels that were given slots which their formulas may not hold for.
+    grown: [bool; CHANNELS],
+    news: bool,
 }
 
 impl Floats {
-    /// Copies the tables; `None` for a book of another kind.
-    pub fn load(book: &Arc<Book>) -> Option<Self> {
-        let load = |channel: &Channel| Some(Table::load(channel, channel.lattice?));
-        let tables = book.channels.iter().map(load).collect::<Option<_>>()?;
-        Some(Self { book: book.clone(), tables })
-    }
-
-    #[inline(always)]
-    fn prove<const FUSED: bool>(&mut self) {
-        for (table, channel) in self.tables.iter_mut().zip(&self.book.channels) {
-            table.prove::<FUSED>(channel);
-        }
+    /// With copies of the book's tables.
+    pub fn new(book: &Arc<Book>, tables: &[Table]) -> Self {
+        Self { book: book.clone(), tables: tables.into(), grown: [false; CHANNELS], news: false }
     }
 }
 
 impl Coder for Floats {
     const SIZE: usize = 4;
-
-    #[inline(always)]
-    fn prepare<const FUSED: bool>(&mut self) {
-        self.prove::<FUSED>();
-    }
 
     #[inline(always)]
     fn code<const FUSED: bool>(&self, channel: usize, source: &[u8], codes: &mut [u8]) -> bool {
@@ -91,9 +38,9 @@ impl Coder for Floats {
             || by_table(table, source, codes)
     }
 
-    fn place(&mut self, channel: usize, source: &[u8]) -> Option<u8> {
+    fn place(&mut self, index: usize, source: &[u8]) -> Option<u8> {
         let bits = u32::from_le_bytes(*source.first_chunk()?);
-        let (table, channel) = (&mut self.tables[channel], &self.book.channels[channel]);
+        let (table, channel) = (&mut self.tables[index], &self.book.channels[index]);
         let guess = table.lattice.guess(f32::from_bits(bits)) as u8;
         if table.filled[usize::from(guess)] && table.bits[usize::from(guess)] == bits {
             return Some(guess);
@@ -102,45 +49,49 @@ impl Coder for Floats {
         let at = usize::from(slot);
         if !table.filled[at] {
             (table.bits[at], table.filled[at]) = (channel.fill(slot, bits), true);
-            table.grown = true;
+            (self.grown[index], self.news) = (true, true);
         }
         (table.bits[at] == bits).then_some(slot)
     }
 
     #[inline(always)]
-    fn refresh<const FUSED: bool>(&mut self, channel: usize) {
-        let (table, channel) = (&mut self.tables[channel], &self.book.channels[channel]);
-        if FUSED && std::mem::take(&mut table.grown) {
-            table.prove::<FUSED>(channel);
+    fn refresh<const FUSED: bool>(&mut self) {
+        let grown = std::mem::take(&mut self.grown);
+        for index in (0..self.tables.len()).filter(|&index| FUSED && grown[index]) {
+            let (table, channel) = (&mut self.tables[index], &self.book.channels[index]);
+            table.prove(channel);
             if table.proven.is_none() {
                 channel.look();
-                table.prove::<FUSED>(channel);
+                table.prove(channel);
             }
         }
     }
+
+    fn has_news(&self) -> bool {
+        self.news
+    }
 }
 
-impl Decoder for Floats {
+impl Decoder for &[Table] {
     const SIZE: usize = 4;
 
     #[inline(always)]
-    fn prepare<const FUSED: bool>(&mut self) {
-        self.prove::<FUSED>();
-    }
-
-    #[inline(always)]
-    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], out: &mut [u8]) {
-        let table = &self.tables[channel];
+    fn decode<const FUSED: bool>(
+        &self,
+        channel: usize,
+        codes: &[u8],
+        at: usize,
+        out: &mut FlatMut,
+    ) {
+        let table = &self[channel];
         match table.proven {
             Some(proven) if FUSED => {
-                let elements = out.as_chunks_mut::<4>().0;
                 for strip in strips(codes.len()) {
-                    for (out, &code) in elements[strip.clone()].iter_mut().zip(&codes[strip]) {
-                        *out = proven.value(code).to_le_bytes();
-                    }
+                    let (at, codes) = (at + 4 * strip.start, &codes[strip]);
+                    out.each::<STRIP, 4, _>(at, codes, |&code| proven.value(code).to_le_bytes());
                 }
             }
-            _ => look_up(&table.bits, codes, out),
+            _ => look_up(&table.bits, codes, at, out),
         }
     }
 }
@@ -158,16 +109,11 @@ fn strips(len: usize) -> [Range<usize>; 2] {
 
 /// Two elements to a store.
 #[inline(always)]
-fn look_up(bits: &[u32; 256], codes: &[u8], out: &mut [u8]) {
+fn look_up(bits: &[u32; 256], codes: &[u8], at: usize, out: &mut FlatMut) {
     let (pairs, last) = codes.as_chunks::<2>();
-    let (stores, end) = out.as_chunks_mut::<8>();
-    for (store, &[a, b]) in stores.iter_mut().zip(pairs) {
-        let (a, b) = (bits[usize::from(a)], bits[usize::from(b)]);
-        *store = (u64::from(a) | u64::from(b) << 32).to_le_bytes();
-    }
-    for (store, &code) in end.as_chunks_mut::<4>().0.iter_mut().zip(last) {
-        *store = bits[usize::from(code)].to_le_bytes();
-    }
+    let value = |code: u8| u64::from(bits[usize::from(code)]);
+    out.each::<4, 8, _>(at, pairs, |&[a, b]| (value(a) | value(b) << 32).to_le_bytes());
+    out.each::<1, 4, _>(at + 8 * pairs.len(), last, |&code| low::<4>(value(code)));
 }
 
 #[inline(always)]

@@ -1,9 +1,11 @@
 //! Elements of two bytes: any 256 values of a channel, looked up by their bits.
 
-use super::book::{Book, Channel};
+use super::book::Book;
 use super::decode::Decoder;
 use super::encode::{Coder, equal};
 use super::escapes::low;
+use super::tables::Values;
+use crate::pack::FlatMut;
 use std::sync::Arc;
 
 /// A value that is new, and repeated this often, is rather padding than a level.
@@ -17,20 +19,18 @@ struct Reverse {
 }
 
 impl Reverse {
-    fn load(channel: &Channel) -> Self {
+    fn load(values: &Values) -> Self {
         let codes = vec![0u16; 1 << 16].into_boxed_slice();
         let codes = codes.try_into().unwrap_or_else(|_| Box::new([0; 1 << 16]));
         let mut reverse = Self { codes, full: false };
-        for slot in 0..=255 {
-            if let Some(bits) = channel.get(slot) {
-                reverse.learn(slot, bits);
-            }
+        for slot in (0..=255).filter(|&slot| values.filled[usize::from(slot)]) {
+            reverse.learn(slot, values.bits[usize::from(slot)]);
         }
         reverse
     }
 
-    fn learn(&mut self, slot: u8, bits: u32) {
-        let code = &mut self.codes[usize::from(bits as u16)];
+    fn learn(&mut self, slot: u8, bits: u16) {
+        let code = &mut self.codes[usize::from(bits)];
         if *code == 0 {
             *code = KNOWN | u16::from(slot);
         }
@@ -41,13 +41,14 @@ impl Reverse {
 pub(super) struct Halves {
     book: Arc<Book>,
     channels: Box<[Reverse]>,
+    news: bool,
 }
 
 impl Halves {
-    /// Turns the tables around.
-    pub fn load(book: &Arc<Book>) -> Self {
-        let channels = book.channels.iter().map(Reverse::load).collect();
-        Self { book: book.clone(), channels }
+    /// Turns copies of the book's tables around.
+    pub fn new(book: &Arc<Book>, values: &[Values]) -> Self {
+        let channels = values.iter().map(Reverse::load).collect();
+        Self { book: book.clone(), channels, news: false }
     }
 }
 
@@ -75,8 +76,9 @@ impl Coder for Halves {
                 return None;
             }
             // Others may be filling the same book: what they were first with is learnt, too.
+            self.news = true;
             for slot in 0..=255 {
-                reverse.learn(slot, channel.fill(slot, bits.into()));
+                reverse.learn(slot, channel.fill(slot, bits.into()) as u16);
                 if known(reverse) != 0 {
                     break;
                 }
@@ -85,36 +87,30 @@ impl Coder for Halves {
         }
         Some(known(reverse)).filter(|&code| code != 0).map(|code| code as u8)
     }
-}
 
-/// A copy of the tables of a book.
-pub(super) struct Values(Box<[[u16; 256]]>);
-
-impl Values {
-    /// Copies the tables.
-    pub fn load(book: &Book) -> Self {
-        let load = |channel: &Channel| {
-            std::array::from_fn(|slot| channel.get(slot as u8).unwrap_or(0) as u16)
-        };
-        Self(book.channels.iter().map(load).collect())
+    fn has_news(&self) -> bool {
+        self.news
     }
 }
 
-impl Decoder for Values {
+impl Decoder for &[Values] {
     const SIZE: usize = 2;
 
     /// Four elements to a store.
     #[inline(always)]
-    fn decode<const FUSED: bool>(&self, channel: usize, codes: &[u8], out: &mut [u8]) {
-        let values = &self.0[channel];
+    fn decode<const FUSED: bool>(
+        &self,
+        channel: usize,
+        codes: &[u8],
+        at: usize,
+        out: &mut FlatMut,
+    ) {
+        let values = &self[channel].bits;
         let value = |code: u8| u64::from(values[usize::from(code)]);
         let (fours, last) = codes.as_chunks::<4>();
-        let (stores, end) = out.as_chunks_mut::<8>();
-        for (store, &[a, b, c, d]) in stores.iter_mut().zip(fours) {
-            *store = (value(a) | value(b) << 16 | value(c) << 32 | value(d) << 48).to_le_bytes();
-        }
-        for (store, &code) in end.as_chunks_mut::<2>().0.iter_mut().zip(last) {
-            *store = low(u32::from(values[usize::from(code)]));
-        }
+        out.each::<4, 8, _>(at, fours, |&[a, b, c, d]| {
+            (value(a) | value(b) << 16 | value(c) << 32 | value(d) << 48).to_le_bytes()
+        });
+        out.each::<1, 2, _>(at + 8 * fours.len(), last, |&code| low::<2>(value(code)));
     }
 }

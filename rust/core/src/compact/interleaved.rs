@@ -3,6 +3,7 @@
 use super::decode::Decoder;
 use super::encode::Coder;
 use super::geometry::{CHANNELS, Geometry};
+use crate::pack::FlatMut;
 
 /// Elements that are sorted at a time.
 const BLOCK: usize = 256;
@@ -45,11 +46,6 @@ impl Channels {
 impl<C: Coder> Coder for Interleaved<C> {
     const SIZE: usize = C::SIZE;
 
-    #[inline(always)]
-    fn prepare<const FUSED: bool>(&mut self) {
-        self.of.prepare::<FUSED>();
-    }
-
     fn channel(&self, place: usize, behind: usize) -> usize {
         (place + behind) % (self.geometry.inner * self.geometry.channels)
     }
@@ -89,10 +85,12 @@ impl<C: Coder> Coder for Interleaved<C> {
     }
 
     #[inline(always)]
-    fn refresh<const FUSED: bool>(&mut self, _place: usize) {
-        for channel in 0..self.geometry.channels {
-            self.of.refresh::<FUSED>(channel);
-        }
+    fn refresh<const FUSED: bool>(&mut self) {
+        self.of.refresh::<FUSED>();
+    }
+
+    fn has_news(&self) -> bool {
+        self.of.has_news()
     }
 }
 
@@ -100,14 +98,9 @@ impl<D: Decoder> Decoder for Interleaved<D> {
     const SIZE: usize = D::SIZE;
 
     #[inline(always)]
-    fn prepare<const FUSED: bool>(&mut self) {
-        self.of.prepare::<FUSED>();
-    }
-
-    #[inline(always)]
-    fn decode<const FUSED: bool>(&self, place: usize, codes: &[u8], out: &mut [u8]) {
-        let mut place = place;
-        for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK * D::SIZE)) {
+    fn decode<const FUSED: bool>(&self, place: usize, codes: &[u8], at: usize, out: &mut FlatMut) {
+        let (mut place, mut at) = (place, at);
+        for codes in codes.chunks(BLOCK) {
             let (mut sorted, mut counts) = ([[0; BLOCK]; CHANNELS], [0; CHANNELS]);
             let mut channels = self.channels(place);
             for &code in codes {
@@ -118,17 +111,21 @@ impl<D: Decoder> Decoder for Interleaved<D> {
             let mut elements = [[0; 4 * BLOCK]; CHANNELS];
             for channel in 0..self.geometry.channels {
                 let codes = &sorted[channel][..counts[channel]];
-                let out = &mut elements[channel][..codes.len() * D::SIZE];
-                self.of.decode::<FUSED>(channel, codes, out);
+                let mut out = elements[channel].as_mut_slice().into();
+                self.of.decode::<FUSED>(channel, codes, 0, &mut out);
             }
             let (mut channels, mut counts) = (self.channels(place), [0; CHANNELS]);
-            for element in out.chunks_exact_mut(D::SIZE) {
+            let mut mixed = [0; 4 * BLOCK];
+            let mixed = &mut mixed[..codes.len() * D::SIZE];
+            for element in mixed.chunks_exact_mut(D::SIZE) {
                 let channel = channels.next();
                 let at = counts[channel];
                 element.copy_from_slice(&elements[channel][at..at + D::SIZE]);
                 counts[channel] = at + D::SIZE;
             }
+            out.each::<32, 1, _>(at, mixed, |&byte| [byte]);
             place = (place + codes.len()) % (self.geometry.inner * self.geometry.channels);
+            at += mixed.len();
         }
     }
 }

@@ -16,39 +16,36 @@ mod escapes;
 mod few;
 mod fit;
 mod float32;
+mod form;
 mod formula;
 mod geometry;
 mod half;
 mod interleaved;
 mod sample;
 mod source;
+mod tables;
 #[cfg(test)]
 mod tests;
 
-use crate::digest::{Algorithm, Hasher, LEN};
-use crate::error::{Error, Result};
 use crate::layout::{DType, Layout};
-use crate::pack::StridedMut;
 use crate::simd::Level;
 use book::Kind;
 pub use book::{Book, Books};
-use decode::{Out, Unpack};
 use encode::{Pass, Stop};
 pub use escapes::Escape;
 pub use few::Run;
+use float32::Floats;
+pub use form::{Encoding, Form};
 pub use geometry::Geometry;
+use half::Halves;
 use interleaved::Interleaved;
 use sample::Sample;
 pub use source::Source;
-use std::ops::Range;
 use std::sync::Arc;
+use tables::Tables;
 
 /// Arrays of fewer bytes are not worth a form.
 pub const LEAST: usize = 16 << 10;
-
-/// Bytes that are decoded to be hashed at a time: they are still in the core's own cache then, and
-/// enough for a hash that works on many chunks at once.
-const HASHED: usize = 128 << 10;
 
 /// What is to be written, if a pass over all elements confirms it.
 #[derive(Debug)]
@@ -77,33 +74,6 @@ pub enum Refused {
     Raw,
     /// The array needs a plan of its full length: a plane that seemed to be repeated is not.
     Again(Box<Plan>),
-}
-
-/// How one array's bytes follow from its codes.
-#[derive(Debug, Clone)]
-pub struct Form {
-    size: usize,
-    elements: usize,
-    encoding: Encoding,
-}
-
-/// The kinds of forms.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Encoding {
-    /// One byte for each element that is not repeated, to be looked up in its channel's table.
-    Codes {
-        /// The tables.
-        book: Arc<Book>,
-        /// Channels and repetition.
-        geometry: Geometry,
-        /// Elements without a code, in order.
-        escapes: Box<[Escape]>,
-    },
-    /// One byte for each element, an index of these.
-    Few(Box<[u64]>),
-    /// No codes at all.
-    Runs(Box<[Run]>),
 }
 
 /// Looks for a compact form of an array, from a sample of it. `None`: it has none, is too small,
@@ -210,7 +180,7 @@ impl Plan {
             return Err(Refused::Raw);
         }
         let size = self.layout.dtype().itemsize();
-        let form = |encoding| Ok(Form { size, elements: source.nbytes() / size, encoding });
+        let form = |encoding| Ok(Form::new(size, source.nbytes() / size, encoding));
         let mut intent = match self.intent {
             Intent::Runs(runs) => return form(Encoding::Runs(runs)),
             Intent::Few => {
@@ -224,7 +194,6 @@ impl Plan {
             let Intent::Codes { geometry, book, candidate, known } = intent else { break };
             match pass(level, &book, geometry, source, chunks) {
                 Ok(escapes) => {
-                    book.settle();
                     books.keep(&book);
                     return form(Encoding::Codes { book, geometry, escapes });
                 }
@@ -261,174 +230,41 @@ fn pass(
     source: Source,
     chunks: &mut [&mut [u8]],
 ) -> std::result::Result<Box<[Escape]>, Stop> {
-    match float32::Floats::load(book) {
-        Some(coder) => pass_with(level, coder, geometry, source, chunks),
-        None => pass_with(level, half::Halves::load(book), geometry, source, chunks),
+    match book.tables() {
+        Tables::Floats(tables) => {
+            pass_with(level, book, Floats::new(book, &tables), geometry, source, chunks)
+        }
+        Tables::Halves(values) => {
+            pass_with(level, book, Halves::new(book, &values), geometry, source, chunks)
+        }
     }
 }
 
 fn pass_with<C: encode::Coder>(
     level: Level,
-    mut coder: C,
+    book: &Book,
+    of: C,
     geometry: Geometry,
     source: Source,
     chunks: &mut [&mut [u8]],
 ) -> std::result::Result<Box<[Escape]>, Stop> {
     if geometry.is_interleaved() {
-        let mut coder = Interleaved { of: coder, geometry };
-        return level.run(Pass { coder: &mut coder, geometry, source, chunks });
+        return run(level, book, Interleaved { of, geometry }, geometry, source, chunks);
     }
-    level.run(Pass { coder: &mut coder, geometry, source, chunks })
+    run(level, book, of, geometry, source, chunks)
 }
 
-fn unpack_with<D: decode::Decoder>(
+fn run<C: encode::Coder>(
     level: Level,
-    decoder: D,
+    book: &Book,
+    mut coder: C,
     geometry: Geometry,
-    escapes: &[Escape],
-    chunks: &[&[u8]],
-    start: usize,
-    out: Out,
-) {
-    if geometry.is_interleaved() {
-        let decoder = Interleaved { of: decoder, geometry };
-        return level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
+    source: Source,
+    chunks: &mut [&mut [u8]],
+) -> std::result::Result<Box<[Escape]>, Stop> {
+    let escapes = level.run(Pass { coder: &mut coder, geometry, source, chunks })?;
+    if coder.has_news() {
+        book.settle();
     }
-    level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
-}
-
-impl Form {
-    /// Bytes of the array.
-    pub fn nbytes(&self) -> usize {
-        self.elements * self.size
-    }
-
-    /// Bytes of an element.
-    pub fn itemsize(&self) -> usize {
-        self.size
-    }
-
-    /// Bytes of codes.
-    pub fn codes_len(&self) -> usize {
-        match &self.encoding {
-            Encoding::Codes { geometry, .. } => geometry.kept(),
-            Encoding::Few(_) => self.elements,
-            Encoding::Runs(_) => 0,
-        }
-    }
-
-    /// Bytes beside the codes, without the book, which is shared: see [`Books::bytes`].
-    pub fn aside(&self) -> usize {
-        match &self.encoding {
-            Encoding::Codes { escapes, .. } => size_of_val(&**escapes),
-            Encoding::Few(values) => size_of_val(&**values),
-            Encoding::Runs(runs) => size_of_val(&**runs),
-        }
-    }
-
-    /// The parts.
-    pub fn encoding(&self) -> &Encoding {
-        &self.encoding
-    }
-
-    /// The form in words: `u8 affine ×3, repeated plane dropped, 2400 escapes`.
-    pub fn name(&self) -> String {
-        match &self.encoding {
-            Encoding::Runs(runs) => format!("{} runs", runs.len()),
-            Encoding::Few(values) => format!("u8 palette of {}", values.len()),
-            Encoding::Codes { book, geometry, escapes } => {
-                let affine = book.channels.iter().all(|channel| channel.lattice.is_some());
-                let kind = if affine { "affine" } else { "palette" };
-                let plane = if geometry.half > 0 { ", repeated plane dropped" } else { "" };
-                let odd = match escapes.len() {
-                    0 => String::new(),
-                    1 => ", 1 escape".into(),
-                    n => format!(", {n} escapes"),
-                };
-                format!("u8 {kind} ×{}{plane}{odd}", geometry.channels)
-            }
-        }
-    }
-
-    /// Writes the whole array. `chunks` are those that were written, in the same order; each may
-    /// be cut behind the last code.
-    ///
-    /// # Errors
-    /// [`Error::Layout`] when the chunks hold fewer codes than the form has, or `out` is not as
-    /// long as the array.
-    pub fn decode(&self, chunks: &[&[u8]], out: &mut [u8]) -> Result<()> {
-        self.decode_at(Level::get(), chunks, 0..self.elements, Out::Private(out))
-    }
-
-    /// Writes the elements of a range, as [`decode`](Self::decode).
-    ///
-    /// # Errors
-    /// As there, and when the range is not one of the array's.
-    pub fn decode_range(
-        &self,
-        chunks: &[&[u8]],
-        range: Range<usize>,
-        out: &mut [u8],
-    ) -> Result<()> {
-        self.decode_at(Level::get(), chunks, range, Out::Private(out))
-    }
-
-    /// The content hash of the array, which is decoded for it piece by piece.
-    ///
-    /// # Errors
-    /// As [`decode`](Self::decode).
-    pub fn hash(&self, chunks: &[&[u8]]) -> Result<[u8; LEN]> {
-        let mut hasher = Hasher::new(Algorithm::Blake3);
-        let mut block = vec![0; HASHED];
-        for start in (0..self.elements).step_by(HASHED / self.size) {
-            let end = self.elements.min(start + HASHED / self.size);
-            let block = &mut block[..(end - start) * self.size];
-            self.decode_range(chunks, start..end, block)?;
-            hasher.update(block);
-        }
-        Ok(hasher.finish())
-    }
-
-    /// Writes the whole array, as [`decode`](Self::decode), into foreign memory of any strides.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn decode_into(&self, chunks: &[&[u8]], out: &StridedMut) -> Result<()> {
-        self.decode_at(Level::get(), chunks, 0..self.elements, Out::Foreign(out))
-    }
-
-    fn decode_at(
-        &self,
-        level: Level,
-        chunks: &[&[u8]],
-        range: Range<usize>,
-        out: Out,
-    ) -> Result<()> {
-        let room: usize = chunks.iter().map(|chunk| chunk.len()).sum();
-        let inside = range.start <= range.end && range.end <= self.elements;
-        if !inside || out.nbytes() != range.len() * self.size || room < self.codes_len() {
-            let (out, all) = (out.nbytes(), self.elements);
-            return Err(Error::Layout(format!(
-                "{out} bytes and {room} codes for elements {range:?} of {all}"
-            )));
-        }
-        let start = range.start;
-        match &self.encoding {
-            Encoding::Runs(runs) => few::unpack_runs(runs, self.size, start, out),
-            Encoding::Few(values) => few::unpack(values, self.size, chunks, start, out),
-            Encoding::Codes { book, geometry, escapes } => {
-                let geometry = *geometry;
-                match float32::Floats::load(book) {
-                    Some(decoder) => {
-                        unpack_with(level, decoder, geometry, escapes, chunks, start, out);
-                    }
-                    None => {
-                        let decoder = half::Values::load(book);
-                        unpack_with(level, decoder, geometry, escapes, chunks, start, out);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
+    Ok(escapes)
 }

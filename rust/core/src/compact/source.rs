@@ -1,6 +1,7 @@
 //! Where an array's bytes come from.
 
-use crate::pack::Strided;
+use crate::pack::{Flat, Strided};
+use std::ops::Range;
 
 /// Bytes that are read at a time: they stay in the core's nearest cache while they are coded.
 pub(super) const WINDOW: usize = 16 << 10;
@@ -51,6 +52,70 @@ impl Source<'_> {
                 let room = &mut room[..len];
                 memory.gather(at, room);
                 room
+            }
+        }
+    }
+
+    /// The same for a window; what lies one behind the other is only copied as it is needed.
+    #[inline(always)]
+    pub(super) fn view<'b>(&'b self, at: usize, len: usize, room: &'b mut Window) -> View<'b> {
+        let flat = match self {
+            Self::Private(_) => None,
+            Self::Foreign(memory) => memory.flat(),
+        };
+        match flat {
+            Some(flat) => View::Lazy { flat, at, filled: 0, room: &mut room.0[..len] },
+            None => View::Ready(self.read(at, len, &mut room.0)),
+        }
+    }
+
+    /// Whether the bytes from `at` on are these.
+    #[inline(always)]
+    pub(super) fn equals(&self, at: usize, bytes: &[u8], room: &mut Window) -> bool {
+        let flat = match self {
+            Self::Private(_) => None,
+            Self::Foreign(memory) => memory.flat(),
+        };
+        match flat {
+            Some(flat) => flat.equals(at, bytes),
+            None => self.read(at, bytes.len(), &mut room.0) == bytes,
+        }
+    }
+}
+
+/// A part of an array, in private memory.
+pub(super) enum View<'a> {
+    /// All of it.
+    Ready(&'a [u8]),
+    /// As far as it is filled.
+    Lazy { flat: Flat<'a>, at: usize, filled: usize, room: &'a mut [u8] },
+}
+
+impl View<'_> {
+    /// Bytes of the part, whose ranges are asked for from front to back.
+    #[inline(always)]
+    pub fn get(&mut self, range: Range<usize>) -> &[u8] {
+        match self {
+            Self::Ready(bytes) => &bytes[range],
+            Self::Lazy { flat, at, filled, room } => {
+                if range.end > *filled {
+                    flat.copy(*at + *filled, &mut room[*filled..range.end]);
+                    *filled = range.end;
+                }
+                &room[range]
+            }
+        }
+    }
+
+    /// Whether the `plane` bytes from `start` on are those before them, all of which were asked
+    /// for; they themselves never will be.
+    #[inline(always)]
+    pub fn repeats(&mut self, start: usize, plane: usize) -> bool {
+        match self {
+            Self::Ready(bytes) => bytes[start - plane..start] == bytes[start..start + plane],
+            Self::Lazy { flat, at, filled, room } => {
+                *filled = start + plane;
+                flat.equals(*at + start, &room[start - plane..start])
             }
         }
     }

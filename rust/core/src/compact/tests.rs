@@ -1,5 +1,6 @@
 //! What goes in comes out, bit by bit, at every level and through any chunks.
 
+use super::decode::Out;
 use super::*;
 
 mod foreign;
@@ -335,7 +336,7 @@ fn books_are_shared_and_bounded() {
     assert!(books.bytes() > one);
     drop(forms);
     // What entries no longer refer to, and nobody is offered, is gone.
-    let listed = books.list.lock().unwrap().iter().map(|b| b.bytes()).sum::<usize>();
+    let listed = books.known.list.lock().unwrap().iter().map(|b| b.bytes()).sum::<usize>();
     assert_eq!(books.bytes(), listed);
 }
 

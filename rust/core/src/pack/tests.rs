@@ -108,6 +108,63 @@ proptest! {
     }
 }
 
+#[test]
+fn flat_memory_is_copied_and_compared() {
+    let bytes: Vec<u8> = (0..2000).map(|i| (i % 251) as u8).collect();
+    for len in (0..300).chain([1000, 1900]) {
+        for at in [0, 1, 64] {
+            // The exact allocation: a sanitizer sees a byte too many.
+            let memory = bytes[..at + len].to_vec();
+            // SAFETY: `memory` outlives the description.
+            let source = unsafe { Strided::new(memory.as_ptr(), 1, &[at + len], &[1]) }.unwrap();
+            let flat = source.flat().unwrap();
+            let mut out = vec![0; len];
+            flat.copy(at, &mut out);
+            assert_eq!(out, bytes[at..at + len]);
+            assert!(flat.equals(at, &out));
+            for wrong in [0, len / 2, len.saturating_sub(1)] {
+                let Some(byte) = out.get_mut(wrong) else { continue };
+                *byte ^= 1;
+                assert!(!flat.equals(at, &out), "byte {wrong} of {len}");
+                out[wrong] ^= 1;
+            }
+        }
+    }
+    // SAFETY: as above.
+    let rows = unsafe { Strided::new(bytes.as_ptr(), 1, &[4, 4], &[8, 1]) }.unwrap();
+    assert!(rows.flat().is_none());
+}
+
+#[test]
+fn flat_memory_is_written_in_strips() {
+    let items: Vec<u8> = (0..100).collect();
+    for n in 0..items.len() {
+        let mut out = vec![0xEE; 8 + 2 * n];
+        let mut flat = FlatMut::from(&mut out[4..4 + 2 * n]);
+        flat.each::<8, 2, _>(0, &items[..n], |&i| [i, i + 1]);
+        let expected: Vec<u8> = items[..n].iter().flat_map(|&i| [i, i + 1]).collect();
+        assert_eq!(out[4..4 + 2 * n], expected);
+        assert_eq!((&out[..4], &out[4 + 2 * n..]), (&[0xEE; 4][..], &[0xEE; 4][..]));
+    }
+    let mut out = [0; 8];
+    let mut flat = FlatMut::from(&mut out[..]);
+    flat.fill(0, 2, [1, 2]);
+    flat.repeat(0, 4, 4);
+    assert_eq!(out, [1, 2, 1, 2, 1, 2, 1, 2]);
+}
+
+#[test]
+#[should_panic(expected = "3 bytes at 6 of 8")]
+fn a_write_outside_is_a_bug() {
+    FlatMut::from(&mut [0; 8][..]).fill(6, 3, [1]);
+}
+
+#[test]
+#[should_panic(expected = "overlap")]
+fn a_repetition_of_itself_is_a_bug() {
+    FlatMut::from(&mut [0; 8][..]).repeat(0, 3, 4);
+}
+
 fn describe(itemsize: usize, shape: &[usize], strides: &[isize]) -> Result<usize> {
     // SAFETY: only the arithmetic is looked at; nothing is read.
     unsafe { Strided::new(8 as *const u8, itemsize, shape, strides) }.map(|s| s.nbytes())

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use crate::pack::Strided;
+use crate::pack::{Strided, StridedMut};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// An array as others may hold it.
@@ -70,7 +70,13 @@ pub(super) fn check(books: &Books, level: Level, layout: &Layout, bytes: &[u8], 
         let Some((form, codes)) = found else { continue };
         let chunks: Vec<_> = codes.chunks(chunk).collect();
         let out = Foreign::new(&vec![0x55; bytes.len()], form.itemsize(), order);
-        form.decode_at(level, &chunks, 0..form.elements, Out::Foreign(&out.out())).unwrap();
+        form.decode_at(
+            level,
+            &chunks,
+            0..form.nbytes() / form.itemsize(),
+            Out::Foreign(&out.out()),
+        )
+        .unwrap();
         assert!(out.packed() == bytes, "order {order}: {}", form.name());
         let short = Foreign::new(&bytes[form.itemsize()..], form.itemsize(), order);
         assert!(form.decode_into(&chunks, &short.out()).is_err());
