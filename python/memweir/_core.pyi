@@ -123,7 +123,7 @@ class Pixels(Mapping[str, _Array]):
         """
 
     def equals(self, name: str, array: Any) -> bool:
-        """Whether ``array`` has the dtype, shape and bytes of this one; any strides, off the GIL."""
+        """Whether ``array``, of any strides, has this one's dtype, shape and bytes. Off the GIL."""
 
     def digest(self, name: str) -> Digest:
         """``hash_array(px[name])``, off the GIL; computed anew each time."""

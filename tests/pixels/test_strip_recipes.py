@@ -227,8 +227,7 @@ def test_each_byte_is_looked_at_once(
     monkeypatch.setattr(provenance, "hash_array", hash_array)
     monkeypatch.setattr(provenance, "_equal", count)
     misses = cache.stats().misses
-    s = mw.strip([array, array], cache)
-    assert s.refs[0].recipe is not None
+    mw.strip([array, array], cache)
     assert looked_at == array.nbytes
     assert hashed == (array.nbytes if evicted else 0)
     assert cache.stats().misses == misses
