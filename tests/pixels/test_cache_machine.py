@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import memweir as mw
 
 BUDGET = 1 << 20
+BYTES = np.random.default_rng(0).integers(256, size=1_300_000, dtype=np.uint8)
+LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
 KEYS = st.integers(0, 15).map(str)
 SIZES = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.integers(900_000, 1_200_000))
 
@@ -26,8 +28,15 @@ class Forgetful(RuleBasedStateMachine):
         self.counter = 0
 
     def array(self, size: int) -> np.ndarray[Any, Any]:
+        """Of ``size`` bytes: such that stay as they are, runs, or what an image processor makes."""
         self.counter += 1
-        return np.full(size, self.counter % 251, np.uint8)
+        start = 997 * self.counter % 100_000
+        match self.counter % 3:
+            case 0:
+                return np.full(size, self.counter % 251, np.uint8)
+            case 1:
+                return LEVELS[BYTES[start : start + size // 4]]
+        return BYTES[start : start + size]
 
     @rule(key=KEYS, size=SIZES)
     def put(self, key: str, size: int) -> None:

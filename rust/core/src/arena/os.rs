@@ -107,6 +107,14 @@ mod imp {
         let _ = (ptr, len, huge);
     }
 
+    /// Whether the kernel gives huge pages to those who ask for them.
+    pub fn has_huge_pages() -> bool {
+        static SOME: OnceLock<bool> = OnceLock::new();
+        let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
+        let never = |text: String| text.contains("[never]");
+        *SOME.get_or_init(|| std::fs::read_to_string(setting).is_ok_and(|text| !never(text)))
+    }
+
     /// # Safety
     /// The range is mapped writable by us.
     pub unsafe fn populate(ptr: NonNull<u8>, len: usize) {
@@ -156,6 +164,11 @@ mod imp {
     }
 
     pub fn advise_pages(_ptr: NonNull<u8>, _len: usize, _huge: bool) {}
+
+    /// Whether the system gives huge pages to those who ask for them.
+    pub fn has_huge_pages() -> bool {
+        false
+    }
 
     /// # Safety
     /// As on Unix; nothing is done here.

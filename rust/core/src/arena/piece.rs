@@ -105,11 +105,15 @@ impl Piece {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 
-    /// Faults new pages in with one call; much cheaper than one fault for each.
+    /// Faults new small pages in with one call; much cheaper than one fault for each. Huge pages
+    /// are better faulted in one by one as they are written: a page that was just cleared is still
+    /// in the core's cache.
     pub fn populate(&mut self) {
-        if !self.warm && self.len > os::page() {
-            // SAFETY: the pages are mapped writable and nobody else's.
-            unsafe { os::populate(self.ptr, self.len) };
+        let huge = self.home == Home::Map && os::has_huge_pages();
+        let start = if huge { self.len / os::HUGE * os::HUGE } else { 0 };
+        if !self.warm && self.len - start > os::page() {
+            // SAFETY: the pages are mapped writable and nobody else's, and `start` is inside them.
+            unsafe { os::populate(self.ptr.add(start), self.len - start) };
         }
         self.warm = true;
     }
