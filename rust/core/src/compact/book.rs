@@ -86,7 +86,7 @@ impl Default for Books {
 }
 
 impl Channel {
-    fn new(lattice: Option<Lattice>) -> Self {
+    pub fn new(lattice: Option<Lattice>) -> Self {
         Self {
             lattice,
             slots: [const { AtomicU64::new(0) }; 256],
@@ -198,7 +198,7 @@ impl Book {
         Some(book)
     }
 
-    fn new(books: &Books, dtype: &DType, channels: Box<[Channel]>) -> Self {
+    pub(super) fn new(books: &Books, dtype: &DType, channels: Box<[Channel]>) -> Self {
         let book = Self {
             dtype: dtype.clone(),
             channels,
@@ -295,12 +295,13 @@ impl Books {
 
     /// A known book for an array in whose channels these values were counted.
     pub(super) fn find(&self, dtype: &DType, counts: &[Vec<Count>]) -> Option<Arc<Book>> {
-        let known: Vec<Arc<Book>> = {
-            let list = lock(&self.known.list);
-            let alike = |b: &&Arc<Book>| b.channels.len() == counts.len() && b.dtype == *dtype;
-            list.iter().filter(alike).cloned().collect()
-        };
-        known.into_iter().find(|book| book.suits(counts))
+        self.alike(dtype, counts.len()).into_iter().find(|book| book.suits(counts))
+    }
+
+    /// The known books for arrays of a type and so many channels.
+    pub(super) fn alike(&self, dtype: &DType, channels: usize) -> Vec<Arc<Book>> {
+        let alike = |b: &&Arc<Book>| b.channels.len() == channels && b.dtype == *dtype;
+        lock(&self.known.list).iter().filter(alike).cloned().collect()
     }
 
     /// A new book, not yet offered to others.

@@ -1,6 +1,7 @@
 //! Stretches of one value that has no code: padding, and the odd element.
 
 use super::few;
+use super::form::Why;
 use super::geometry::Geometry;
 use crate::pack::FlatMut;
 
@@ -45,6 +46,22 @@ impl Escapes {
     pub fn finish(self) -> Box<[Escape]> {
         self.list.into()
     }
+}
+
+/// Whether these are the escapes of an array of `kept` codes.
+pub(super) fn check(escapes: &[Escape], kept: usize, size: usize) -> Result<(), Why> {
+    let mut last = 0;
+    for &Escape { at, len, bits } in escapes {
+        let end = u64::from(at) + u64::from(len);
+        if u64::from(at) < last || len == 0 || end > kept as u64 {
+            return Err("escapes out of order");
+        }
+        if size == 2 && bits > u16::MAX.into() {
+            return Err("an escape that is too long");
+        }
+        last = end;
+    }
+    Ok(())
 }
 
 /// Writes the escapes of elements `start..` into their decoded bytes, `size` each.

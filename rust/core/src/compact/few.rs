@@ -2,6 +2,7 @@
 
 use super::decode::{Codes, Out};
 use super::escapes::low;
+use super::form::Why;
 use super::sample::{Sample, widen};
 use super::source::{Source, WINDOW, Window};
 use crate::pack::FlatMut;
@@ -46,6 +47,31 @@ pub(super) fn runs(source: Source, size: usize) -> Option<Box<[Run]>> {
         }
     }
     Some(list.into())
+}
+
+/// Whether these are the runs of an array.
+pub(super) fn check_runs(runs: &[Run], elements: usize, size: usize) -> Result<(), Why> {
+    let mut last = 0;
+    for run in runs {
+        if run.end <= last || !fits(run.bits, size) {
+            return Err("runs out of order, or of values that are too long");
+        }
+        last = run.end;
+    }
+    if last as usize == elements { Ok(()) } else { Err("runs of another array") }
+}
+
+/// Whether these can be the values of a palette.
+pub(super) fn check_values(values: &[u64], size: usize) -> Result<(), Why> {
+    if !(1..=VALUES).contains(&values.len()) || size < 4 {
+        return Err("a palette of so many values");
+    }
+    let fit = values.iter().all(|&bits| fits(bits, size));
+    if fit { Ok(()) } else { Err("a value that is too long") }
+}
+
+fn fits(bits: u64, size: usize) -> bool {
+    size == 8 || bits >> (8 * size) == 0
 }
 
 /// Writes the elements from `start` on.

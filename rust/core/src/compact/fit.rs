@@ -32,6 +32,11 @@ impl Lattice {
         ((at - nearest).abs() < NEAR && at.abs() < 1e6).then(|| self.guess(x) as u8)
     }
 
+    /// Whether it has a step and an origin.
+    pub(super) fn is_usable(self) -> bool {
+        self.scale.is_normal() && self.offset.is_finite()
+    }
+
     /// The lattice of all but a few of the values.
     pub(super) fn fit(values: &[Count]) -> Option<Self> {
         let mut values: Vec<f64> =
@@ -80,8 +85,7 @@ fn refine(values: &[f64], mut step: f64, anchor: usize, spare: usize) -> Option<
         (first, last) = (first.min(k), last.max(k));
     }
     let lattice = Lattice { scale: (1.0 / step) as f32, offset: (-origin / step) as f32 };
-    let usable = lattice.scale.is_normal() && lattice.offset.is_finite();
-    (usable && last - first <= 255.0 && last > first).then_some(lattice)
+    (lattice.is_usable() && last - first <= 255.0 && last > first).then_some(lattice)
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 
 use super::book::Book;
 use super::decode::{self, Out, Unpack};
-use super::escapes::Escape;
+use super::escapes::{self, Escape};
 use super::few::{self, Run};
 use super::geometry::Geometry;
 use super::interleaved::Interleaved;
 use super::tables::Tables;
 use crate::digest::{Algorithm, Hasher, LEN};
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::pack::StridedMut;
 use crate::simd::Level;
 use std::ops::Range;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 /// Bytes that are decoded to be hashed at a time: they are still in the core's own cache then, and
 /// enough for a hash that works on many chunks at once.
 const HASHED: usize = 128 << 10;
+
+/// What is wrong with a form.
+pub(super) type Why = &'static str;
 
 /// How one array's bytes follow from its codes.
 #[derive(Debug, Clone)]
@@ -48,6 +52,27 @@ pub enum Encoding {
 impl Form {
     pub(super) fn new(size: usize, elements: usize, encoding: Encoding) -> Self {
         Self { size, elements, encoding }
+    }
+
+    /// A form of unknown origin, if it can be decoded.
+    pub(super) fn checked(layout: &Layout, encoding: Encoding) -> std::result::Result<Self, Why> {
+        let size = layout.dtype().itemsize();
+        if !super::is_known(layout.dtype()) {
+            return Err("a form of a type that has none");
+        }
+        let elements = layout.nbytes() / size;
+        if elements == 0 || u32::try_from(elements).is_err() {
+            return Err("a form of so many elements");
+        }
+        match &encoding {
+            Encoding::Codes { geometry, escapes, .. } => {
+                geometry.check(elements)?;
+                escapes::check(escapes, geometry.kept(), size)?;
+            }
+            Encoding::Few(values) => few::check_values(values, size)?,
+            Encoding::Runs(runs) => few::check_runs(runs, elements, size)?,
+        }
+        Ok(Self { size, elements, encoding })
     }
 
     /// Bytes of the array.

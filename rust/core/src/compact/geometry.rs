@@ -1,5 +1,6 @@
 //! Which elements share a lattice, and which repeat others.
 
+use super::form::Why;
 use super::source::Source;
 use crate::layout::Layout;
 use std::ops::Range;
@@ -25,6 +26,22 @@ impl Geometry {
     /// The codes that are kept.
     pub fn kept(&self) -> usize {
         if self.half == 0 { self.elements } else { self.elements / 2 }
+    }
+
+    /// Whether it is one of an array of so many elements.
+    pub(super) fn check(&self, elements: usize) -> Result<(), Why> {
+        let Self { channels, inner, half, .. } = *self;
+        let divides = |n: Option<usize>| n.is_some_and(|n| n > 0 && elements.is_multiple_of(n));
+        if self.elements != elements || !(1..=CHANNELS).contains(&channels) {
+            return Err("channels of another array");
+        }
+        if !divides(channels.checked_mul(inner)) {
+            return Err("channels that do not divide the array");
+        }
+        if half > 0 && !divides(half.checked_mul(2)) {
+            return Err("planes that do not divide the array");
+        }
+        Ok(())
     }
 
     /// Whether channels change so often that pieces of one channel are not worth a call: then

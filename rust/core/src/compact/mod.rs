@@ -20,7 +20,9 @@ mod form;
 mod formula;
 mod geometry;
 mod half;
+mod import;
 mod interleaved;
+pub mod record;
 mod sample;
 mod source;
 mod tables;
@@ -132,6 +134,7 @@ fn kind(dtype: &DType) -> Kind {
     if dtype.itemsize() == 4 { Kind::Lattice } else { Kind::Any }
 }
 
+/// Whether elements of this type have forms at all.
 fn is_known(dtype: &DType) -> bool {
     let size = match dtype.token() {
         "|b1" | "|i1" | "|u1" => 1,

@@ -5,6 +5,7 @@ use super::*;
 
 mod foreign;
 mod random;
+mod records;
 
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
