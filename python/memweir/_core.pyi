@@ -50,6 +50,14 @@ class Cache:
     def get_array(self, digest: Digest) -> Pixels | None:
         """The array of this digest that :meth:`put_array` stored; neither a hit nor a miss."""
 
+    def put_exported(self, key: _Key, record: Buffer) -> bool:
+        """Stores the entry of a record that ``px.export()`` has written, here or elsewhere.
+
+        ``False`` when it does not fit. ``ValueError`` says what is wrong with a record that is
+        damaged, of a newer version, or none. Nothing is decoded, and nothing in the record is
+        trusted: an entry's ``spec`` says how large its arrays would be.
+        """
+
     def remove(self, key: _Key) -> bool:
         """Removes an entry; what is in use goes with its last user. Whether there was one."""
 
@@ -120,6 +128,12 @@ class Pixels(Mapping[str, _Array]):
 
         Same dtype (``TypeError``) and shape (``ValueError``), any strides: a row of a batch, a
         transposed view. Compact forms are decoded straight into it. Off the GIL.
+        """
+
+    def export(self) -> bytes:
+        """The entry as one checksummed record, in the form in which it is kept.
+
+        ``put_exported`` of a cache in any process on any little-endian machine reads it.
         """
 
     def equals(self, name: str, array: Any) -> bool:

@@ -146,6 +146,35 @@ impl PyCache {
         Ok((digest.into(), pin.map(PyPixels::new)))
     }
 
+    fn put_exported(
+        &self,
+        py: Python<'_>,
+        key: &Bound<'_, PyAny>,
+        record: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let key = key_of(key)?;
+        let store = |record: &[u8]| {
+            let Some(writer) = self.cache.import(record)? else {
+                self.cache.remove(&key);
+                return Ok(false);
+            };
+            Ok(writer.publish(key, Existing::Replace, None))
+        };
+        if let Ok(bytes) = record.cast_exact::<PyBytes>() {
+            let bytes = bytes.as_bytes();
+            return py.detach(|| store(bytes)).map_err(raised);
+        }
+        // What others may write to is read once.
+        let memory = Borrowed::array(record)?.into_memory();
+        let source = memory.source();
+        let copied = || {
+            let mut bytes = vec![0; source.nbytes()];
+            source.copy_to(&mut bytes);
+            store(&bytes)
+        };
+        py.detach(copied).map_err(raised)
+    }
+
     fn remove(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
         let (py, key) = (key.py(), key_of(key)?);
         Ok(py.detach(|| self.cache.remove(&key)))

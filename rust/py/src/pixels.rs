@@ -6,7 +6,7 @@ use memweir_core::digest::{self, Algorithm};
 use memweir_core::pixels::Field;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::borrow::{Borrowed, BorrowedMut};
 use crate::cache::raised;
@@ -162,6 +162,11 @@ impl PyPixels {
     #[getter]
     fn nbytes(&self) -> usize {
         self.pin.spec().logical()
+    }
+
+    fn export<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let record = py.detach(|| self.pin.export()).map_err(raised)?;
+        Ok(PyBytes::new(py, &record))
     }
 
     #[getter]

@@ -10,6 +10,7 @@
 //! entry is in use is found out when somebody wants to know. One that is then leaves the list and
 //! has its last user come back to it, so that it is met once, however long it is used.
 
+mod export;
 mod key;
 mod output;
 mod pin;

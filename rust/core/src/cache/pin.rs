@@ -87,7 +87,7 @@ impl Pin {
         }
     }
 
-    /// The codes of an array that is stored as such, in as many chunks as they lie in.
+    /// The bytes of an array as it is stored, or its codes, in as many chunks as they lie in.
     pub fn codes(&self, field: &Field) -> Vec<&[u8]> {
         match &self.0 {
             Home::Slot { loan: Some(loan), .. } => slices(loan.pieces(), &field.range()),
