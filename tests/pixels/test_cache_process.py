@@ -372,3 +372,28 @@ def test_import_is_light() -> None:
         """
     )
     assert out == "[] [] 1\n"
+
+
+@linux
+def test_a_dropped_cache_gives_up_what_nobody_uses() -> None:
+    python(
+        """
+        import numpy as np
+        import memweir as mw
+
+        def anon():
+            with open("/proc/self/status") as status:
+                return next(int(l.split()[1]) << 10 for l in status if l.startswith("RssAnon"))
+
+        noise = np.random.default_rng(0).integers(256, size=1 << 20, dtype=np.uint8)
+        for life in range(3):
+            cache = mw.PixelCache("64 MiB")
+            for n in range(50):
+                cache.put(str(n), noise)
+            held = cache.get("7")["array"]
+            full = anon()
+            del cache
+            assert full - anon() >= 48 << 20
+            assert held.tobytes() == noise.tobytes()
+        """
+    )

@@ -24,6 +24,13 @@ pub struct PyCache {
     cache: Arc<Cache>,
 }
 
+impl Drop for PyCache {
+    /// Nobody can find the entries any more; giving their pages back may take a while.
+    fn drop(&mut self) {
+        Python::attach(|py| py.detach(|| self.cache.clear()));
+    }
+}
+
 /// Bytes put aside for a load in flight.
 #[pyclass(frozen, module = "memweir._core", name = "Reservation")]
 pub struct PyReservation {
