@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Codes elements by a book.
 pub(super) struct Floats {
     book: Arc<Book>,
-    tables: Vec<Table>,
+    pub tables: Vec<Table>,
     /// Channels that were given slots which their formulas may not hold for.
     grown: [bool; CHANNELS],
     news: bool,
@@ -24,6 +24,11 @@ impl Floats {
     /// With copies of the book's tables.
     pub fn new(book: &Arc<Book>, tables: &[Table]) -> Self {
         Self { book: book.clone(), tables: tables.into(), grown: [false; CHANNELS], news: false }
+    }
+
+    /// Whether there is anything to [`refresh`](Coder::refresh).
+    pub fn has_grown(&self) -> bool {
+        self.grown.contains(&true)
     }
 }
 
@@ -137,7 +142,7 @@ fn by_formula(stretch: &Stretch, source: &[u8], codes: &mut [u8]) -> bool {
     for strip in strips(codes.len()) {
         let (codes, rest) = codes[strip.clone()].as_chunks_mut::<STRIP>();
         for (codes, elements) in codes.iter_mut().zip(elements[strip].as_chunks().0) {
-            right &= stretch.code(codes, elements);
+            right &= Stretch::code(|_| *stretch, codes, elements);
         }
         right &= rest.is_empty();
     }

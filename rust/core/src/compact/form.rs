@@ -5,7 +5,7 @@ use super::decode::{self, Out, Unpack};
 use super::escapes::{self, Escape};
 use super::few::{self, Run};
 use super::geometry::Geometry;
-use super::interleaved::Interleaved;
+use super::interleaved::{Lanes, MixedTables, MixedValues};
 use super::tables::Tables;
 use crate::digest::{Algorithm, Hasher, LEN};
 use crate::error::{Error, Result};
@@ -192,31 +192,36 @@ impl Form {
         match &self.encoding {
             Encoding::Runs(runs) => few::unpack_runs(runs, self.size, start, out),
             Encoding::Few(values) => few::unpack(values, self.size, chunks, start, out),
-            Encoding::Codes { book, geometry, escapes } => match book.tables() {
-                Tables::Floats(tables) => {
-                    unpack(level, &*tables, *geometry, escapes, chunks, start, out);
+            Encoding::Codes { book, geometry, escapes } => {
+                let to = To { level, geometry: *geometry, escapes, chunks, start, out };
+                let lanes = || Lanes::new(geometry);
+                match (book.tables(), geometry.is_interleaved()) {
+                    (Tables::Floats(tables), false) => to.unpack(&*tables),
+                    (Tables::Floats(tables), true) => to.unpack(MixedTables::new(&tables, lanes())),
+                    (Tables::Halves(tables), false) => to.unpack(&*tables),
+                    (Tables::Halves(tables), true) => {
+                        to.unpack(MixedValues { tables: &tables, lanes: lanes() });
+                    }
                 }
-                Tables::Halves(values) => {
-                    unpack(level, &*values, *geometry, escapes, chunks, start, out);
-                }
-            },
+            }
         }
         Ok(())
     }
 }
 
-fn unpack<D: decode::Decoder>(
+/// What is to be decoded.
+struct To<'a> {
     level: Level,
-    decoder: D,
     geometry: Geometry,
-    escapes: &[Escape],
-    chunks: &[&[u8]],
+    escapes: &'a [Escape],
+    chunks: &'a [&'a [u8]],
     start: usize,
-    out: Out,
-) {
-    if geometry.is_interleaved() {
-        let decoder = Interleaved { of: decoder, geometry };
-        return level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
+    out: Out<'a>,
+}
+
+impl To<'_> {
+    fn unpack<D: decode::Decoder>(self, decoder: D) {
+        let Self { level, geometry, escapes, chunks, start, out } = self;
+        level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
     }
-    level.run(Unpack { decoder, geometry, escapes, chunks, start, out });
 }

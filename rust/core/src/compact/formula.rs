@@ -133,25 +133,54 @@ pub(super) struct Stretch {
     high: f32,
 }
 
+/// Numbers that make a stretch, beside its first slot.
+pub(super) const CONSTANTS: usize = 9;
+
 impl Stretch {
-    /// Codes elements; `false` when one of them is none of these levels.
+    /// Codes elements, each by its own; `false` when one of them is none of its levels.
     #[inline(always)]
-    pub fn code(&self, codes: &mut [u8; STRIP], elements: &[[u8; 4]; STRIP]) -> bool {
-        // Rounds to an integer whose low byte is the slot.
-        let round = ROUND + f32::from(self.proven.first);
+    pub fn code(
+        of: impl Fn(usize) -> Self,
+        codes: &mut [u8; STRIP],
+        elements: &[[u8; 4]; STRIP],
+    ) -> bool {
         let mut wrong = [0; STRIP];
         for i in 0..STRIP {
-            let x = f32::from_le_bytes(elements[i]);
-            let rounded = x.mul_add(self.scale, self.offset) + round;
+            let (stretch, x) = (of(i), f32::from_le_bytes(elements[i]));
+            // Rounds to an integer whose low byte is the slot.
+            let round = ROUND + f32::from(stretch.proven.first);
+            let rounded = x.mul_add(stretch.scale, stretch.offset) + round;
             // What lies outside, NaN included, is compared with the level at the end. `clamp` would
             // keep a NaN, at the price of more instructions.
             let level = rounded - round;
-            let level = if level > self.low { level } else { self.low };
-            let level = if level < self.high { level } else { self.high };
+            let level = if level > stretch.low { level } else { stretch.low };
+            let level = if level < stretch.high { level } else { stretch.high };
             codes[i] = (level + round).to_bits() as u8;
-            wrong[i] = self.proven.at(level).to_bits() ^ x.to_bits();
+            wrong[i] = stretch.proven.at(level).to_bits() ^ x.to_bits();
         }
         wrong.iter().fold(0, |all, bits| all | bits) == 0
+    }
+
+    /// The value of a slot.
+    #[inline(always)]
+    pub fn value(&self, slot: u8) -> f32 {
+        self.proven.value(slot)
+    }
+
+    pub fn into_parts(self) -> ([f32; CONSTANTS], u8) {
+        let Self { proven, scale, offset, low, high } = self;
+        let Proven { divisor, mean, deviation, first } = proven;
+        let numbers =
+            [scale, offset, low, high, divisor.0, divisor.1, mean, deviation.0, deviation.1];
+        (numbers, first)
+    }
+
+    #[inline(always)]
+    pub fn from_parts(numbers: [f32; CONSTANTS], first: u8) -> Self {
+        let [scale, offset, low, high, divisor, by, mean, deviation, over] = numbers;
+        let (divisor, deviation) = ((divisor, by), (deviation, over));
+        let proven = Proven { divisor, mean, deviation, first };
+        Self { proven, scale, offset, low, high }
     }
 }
 

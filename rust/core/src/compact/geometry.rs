@@ -19,6 +19,8 @@ pub struct Geometry {
     pub half: usize,
 }
 
+/// Channels of at least so many neighbours are coded one by one.
+pub(super) const INTERLEAVED: usize = 32;
 /// Most channels an array is tried with.
 pub const CHANNELS: usize = 4;
 
@@ -47,7 +49,7 @@ impl Geometry {
     /// Whether channels change so often that pieces of one channel are not worth a call: then
     /// pieces hold all channels.
     pub(super) fn is_interleaved(&self) -> bool {
-        self.channels > 1 && self.inner < 32
+        self.channels > 1 && self.inner < INTERLEAVED
     }
 
     /// The element of the first plane that a code belongs to.

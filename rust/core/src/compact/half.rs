@@ -50,6 +50,13 @@ impl Halves {
         let channels = values.iter().map(Reverse::load).collect();
         Self { book: book.clone(), channels, news: false }
     }
+
+    /// The code of an element.
+    #[inline(always)]
+    pub fn find(&self, channel: usize, element: [u8; 2]) -> Option<u8> {
+        let found = self.channels[channel].codes[usize::from(u16::from_le_bytes(element))];
+        (found != 0).then_some(found as u8)
+    }
 }
 
 impl Coder for Halves {

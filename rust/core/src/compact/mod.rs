@@ -40,7 +40,7 @@ use float32::Floats;
 pub use form::{Encoding, Form};
 pub use geometry::Geometry;
 use half::Halves;
-use interleaved::Interleaved;
+use interleaved::{Lanes, MixedFloats, MixedHalves};
 use sample::Sample;
 pub use source::Source;
 use std::sync::Arc;
@@ -233,28 +233,26 @@ fn pass(
     source: Source,
     chunks: &mut [&mut [u8]],
 ) -> std::result::Result<Box<[Escape]>, Stop> {
+    let mixed = geometry.is_interleaved();
+    let lanes = || Lanes::new(&geometry);
     match book.tables() {
         Tables::Floats(tables) => {
-            pass_with(level, book, Floats::new(book, &tables), geometry, source, chunks)
+            let of = Floats::new(book, &tables);
+            match mixed {
+                true => run(level, book, MixedFloats::new(of, lanes()), geometry, source, chunks),
+                false => run(level, book, of, geometry, source, chunks),
+            }
         }
         Tables::Halves(values) => {
-            pass_with(level, book, Halves::new(book, &values), geometry, source, chunks)
+            let of = Halves::new(book, &values);
+            match mixed {
+                true => {
+                    run(level, book, MixedHalves { of, lanes: lanes() }, geometry, source, chunks)
+                }
+                false => run(level, book, of, geometry, source, chunks),
+            }
         }
     }
-}
-
-fn pass_with<C: encode::Coder>(
-    level: Level,
-    book: &Book,
-    of: C,
-    geometry: Geometry,
-    source: Source,
-    chunks: &mut [&mut [u8]],
-) -> std::result::Result<Box<[Escape]>, Stop> {
-    if geometry.is_interleaved() {
-        return run(level, book, Interleaved { of, geometry }, geometry, source, chunks);
-    }
-    run(level, book, of, geometry, source, chunks)
 }
 
 fn run<C: encode::Coder>(
