@@ -1,10 +1,11 @@
 //! What the compact form saves and costs.
 //!
-//! `compact` measures synthetic images against copying the same bytes, in the same rounds;
-//! `compact FILE…` does so with arrays, `NAME@DTYPE@AxBxC.raw`; `compact DIR` encodes and compares
-//! every such file of a folder.
+//! `compact` measures synthetic images against copying the same bytes, in the same rounds, from and
+//! into memory of our own and foreign memory; `compact FILE…` does so with arrays,
+//! `NAME@DTYPE@AxBxC.raw`; `compact DIR` encodes and compares every such file of a folder.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
+use memweir_core::compact::record::{self, Content, Draft, Item};
 use memweir_core::compact::{self, Books, Form, Refused, Source};
 use memweir_core::layout::{DType, Layout};
 use memweir_core::pack::{Strided, StridedMut};
@@ -157,7 +158,7 @@ fn bench() {
 fn case(name: &str, layout: &Layout, first: &[u8], second: &[u8]) {
     let mut pool = vec![1u8; first.len()];
     let (mut out, mut copy) = (vec![1u8; first.len()], vec![1u8; first.len()]);
-    let mut other = vec![1u8; first.len()];
+    let (mut other, mut written) = (vec![1u8; first.len()], vec![]);
     // SAFETY: both vectors outlive the descriptions, and nothing else touches them while these are
     // used, but `assert!`.
     let (from, into) = unsafe {
@@ -166,7 +167,7 @@ fn case(name: &str, layout: &Layout, first: &[u8], second: &[u8]) {
         (from, StridedMut::new(other.as_mut_ptr(), 1, &len, &[1]).unwrap())
     };
     let rounds = if first.len() < 1 << 20 { 401 } else { 41 };
-    let mut times = [const { vec![] }; 7];
+    let mut times = [const { vec![] }; 9];
     let mut form = None;
     for _ in 0..rounds {
         let books = Books::default();
@@ -183,21 +184,27 @@ fn case(name: &str, layout: &Layout, first: &[u8], second: &[u8]) {
         let chunks: Vec<_> = pool[..form.codes_len()].chunks(CHUNK).collect();
         note(6, timed(|| form.decode_into(&chunks, black_box(&into)).unwrap()));
         assert!(other == second);
+        let item = Item { name: "a", layout, content: Content::Compact(form, &chunks) };
+        written.clear();
+        note(7, timed(|| Draft::new(&[item]).unwrap().write(&mut written)));
+        note(8, timed(|| _ = black_box(record::read(&written, &books).unwrap())));
     }
     let form = form.unwrap();
-    let [copy, new, plan, foreign, encode, decode, scatter] = times.map(median);
+    let [copy, new, plan, foreign, encode, decode, scatter, write, read] = times.map(median);
     println!(
-        "{name:10} {:5.1} MB {:.2}:1  memcpy {copy:.3}  first {new:.3} ({:.2} of repeat)  plan {plan:.3}  \
-         encode {encode:.3} ({:.2}x), foreign {foreign:.3} ({:.2}x)  \
-         decode {decode:.3} ({:.2}x), foreign {scatter:.3} ({:.2}x)  {}",
+        "{name:10} {:5.1} MB {:.2}:1  {}  memcpy {copy:.3}  first {new:.3} ({:.2} of repeat)  \
+         plan {plan:.3}  encode {encode:.3} ({:.2}x), foreign {foreign:.3} ({:.2}x)  \
+         decode {decode:.3} ({:.2}x), foreign {scatter:.3} ({:.2}x)  \
+         record of {} bytes: write {write:.3}, read {read:.3}",
         first.len() as f64 / 1e6,
         first.len() as f64 / (form.codes_len() + form.aside()) as f64,
+        form.name(),
         new / encode,
         copy / encode,
         copy / foreign,
         copy / decode,
         copy / scatter,
-        form.name(),
+        written.len(),
     );
 }
 

@@ -94,7 +94,7 @@ impl Form {
         }
     }
 
-    /// Bytes beside the codes, without the book, which is shared: see [`Books::bytes`].
+    /// Bytes beside the codes, without the book, which is shared: see [`Books::bytes`](super::Books::bytes).
     pub fn aside(&self) -> usize {
         match &self.encoding {
             Encoding::Codes { escapes, .. } => size_of_val(&**escapes),

@@ -6,8 +6,12 @@
 //! and nothing rests on its guesses: each element is compared, by its bits, with what its code
 //! will be decoded to. What has no code is an escape; what has too many is left alone.
 //!
+//! The array is a [`Source`]: memory of our own, or foreign memory that others may be writing to,
+//! of which every element is judged by the one private copy that was taken of it.
+//!
 //! A [`Plan`] says how many bytes the codes take before any are written, so that they go
-//! straight to where they are kept.
+//! straight to where they are kept. A [`Form`] is the way back; [`record`] is an entry outside of
+//! the process.
 
 mod book;
 mod decode;

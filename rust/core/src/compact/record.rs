@@ -22,8 +22,8 @@
 //!
 //! The hash finds damage; it does not say who wrote the record. Whoever can write records can
 //! make up pixels, but nothing else: a reader checks every length before it allocates, and every
-//! invariant that a decoder or a later encoder relies on. Codes are not checked one by one, since
-//! decoding is defined for any of them.
+//! invariant that a decoder or a later encoder relies on. Codes are not looked at: decoding is safe
+//! for any of them.
 
 mod read;
 
