@@ -54,8 +54,8 @@ class Cache:
         """Stores the entry of a record that ``px.export()`` has written, here or elsewhere.
 
         ``False`` when it does not fit. ``ValueError`` says what is wrong with a record that is
-        damaged, of a newer version, or none. Nothing is decoded, and nothing in the record is
-        trusted: an entry's ``spec`` says how large its arrays would be.
+        damaged, of a newer version, or none. Nothing in the record is trusted, and with
+        ``compact="auto"`` nothing is decoded: an entry's ``spec`` says how large its arrays are.
         """
 
     def remove(self, key: _Key) -> bool:
@@ -142,6 +142,8 @@ class Pixels(Mapping[str, _Array]):
     def digest(self, name: str) -> Digest:
         """``hash_array(px[name])``, off the GIL; computed anew each time."""
 
+    @property
+    def _serial(self) -> int: ...
     def _layouts(self) -> dict[str, tuple[str, int, tuple[int, ...], int]]: ...
 
 @final

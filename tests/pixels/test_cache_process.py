@@ -397,3 +397,35 @@ def test_a_dropped_cache_gives_up_what_nobody_uses() -> None:
             assert held.tobytes() == noise.tobytes()
         """
     )
+
+
+@linux
+def test_a_child_of_a_fork_in_the_middle_of_an_eviction_can_evict() -> None:
+    python(
+        FORK
+        + """
+    noise = np.random.default_rng(0).integers(256, size=3 << 20, dtype=np.uint8)
+    for attempt in range(3):
+        cache = mw.PixelCache("300 MiB")
+        for n in range(90):
+            cache.put(str(n), noise)
+        started = threading.Event()
+
+        def evict():
+            started.set()
+            cache.evict(to="100 MiB")
+
+        thread = threading.Thread(target=evict)
+        thread.start()
+        started.wait()
+
+        def check():
+            # What the other thread was giving back stays on this account; nothing else does.
+            left = cache.resize("20 MiB")
+            stats = cache.stats()
+            assert stats.entries == 0 or stats.bytes <= 20 << 20, stats
+
+        child(check)
+        thread.join()
+    """
+    )

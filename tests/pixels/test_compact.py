@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ def stored(array: Any) -> tuple[str, np.ndarray[Any, Any], float]:
     assert entry.digest("array") == mw.hash_array(out)
     assert entry.equals("array", array)
     return entry.encoding["array"], entry["array"], ratio
+
+
+def anonymous() -> int:
+    """Bytes of this process's anonymous memory."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def test_a_processors_floats_take_a_quarter() -> None:
@@ -279,3 +286,51 @@ def test_memory_follows_the_account() -> None:
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_refused_leaves_nothing_under_its_key_and_locks_nobody_out() -> None:
+    noise = np.random.default_rng(0).random(600)
+    for budget in range(20 << 10, 80 << 10, 700):
+        cache = mw.PixelCache(budget)
+        cache.put("k", noise)
+        held = cache.get("k")
+        views = [] if held is None else [held["array"]]
+        del held
+        for n in range(12):
+            palette = np.arange(256, dtype=np.uint16) * np.uint16(2 * n + 3)
+            codes = np.random.default_rng(n).integers(256, size=10_000, dtype=np.uint8)
+            if not cache.put("k", palette[codes]):
+                assert "k" not in cache
+            assert cache.stats().bytes <= budget
+        assert all(same(view, noise) for view in views)
+        del views
+        assert cache.put("small", noise[:100])
+
+
+def test_one_misleading_array_does_not_undo_the_others() -> None:
+    plane = pixels(60, 3, 196).reshape(60, 3, 1, 196)
+    arrays = {}
+    for n in range(12):
+        arrays[str(n)] = np.repeat(plane, 2, axis=2).reshape(60, -1).copy()
+        arrays[str(n)][59, -1] += np.float32(1)  # its repetition breaks at the very end
+    cache = mw.PixelCache("64 MiB")
+    assert cache.put("k", arrays)
+    entry = cache.get("k")
+    assert entry is not None
+    assert all(same(entry[name], array) for name, array in arrays.items())
+    assert not any("dropped" in encoding for encoding in entry.encoding.values())
+
+
+@linux
+def test_a_dropped_cache_keeps_no_buffers() -> None:
+    cache = mw.PixelCache("64 MiB")
+    x = pixels(3, 1000, 1000)
+    cache.put("k", x)
+    entry = cache.get("k")
+    assert entry is not None
+    array = entry["array"]
+    del cache
+    before = anonymous()
+    del array
+    assert before - anonymous() >= x.nbytes * 0.9
+    assert same(entry["array"], x)

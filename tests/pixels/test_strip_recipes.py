@@ -12,7 +12,7 @@ import torch
 import memweir as mw
 from memweir.pixels import provenance
 from memweir.pixels.joiners import join
-from memweir.pixels.recipe import Join, Recipe, remember
+from memweir.pixels.recipe import Join, Recipe, recall, remember
 from memweir.pixels.refs import JoinedRef
 
 NAME = "pixel_values"
@@ -235,10 +235,27 @@ def test_each_byte_is_looked_at_once(
 
 def test_what_is_known_stays_bounded() -> None:
     known = provenance._Generations(8)
-    value = provenance._Known("<f4", (1,), mw.hash_bytes(b""))
+    value = provenance._Known("<f4", (1,), mw.hash_bytes(b""), 1)
     known.put((b"kept", NAME), value)
     for n in range(100):
         known.put((str(n).encode(), NAME), value)
         assert known.get((b"kept", NAME)) is value
         assert len(known._young) + len(known._old) <= 9
     assert known.get((b"0", NAME)) is None
+
+
+def test_an_entry_made_again_with_other_bytes_is_another_entry(cache: mw.PixelCache) -> None:
+    first = processed(cache, "concat", [(40, 300)])
+    old = mw.strip(first, cache)
+    join = recall(first)
+    assert join is not None
+    key = mw.Digest(join.parts[0].key)
+    other = np.ascontiguousarray(first + 1)
+    assert cache.put(key, {NAME: other})
+    remember(other, join)
+    new = mw.strip(other, cache)
+    assert mw.materialize(new.data).tobytes() == other.tobytes()
+    with pytest.raises(mw.PixelMismatch):
+        mw.materialize(old.data)
+    late = mw.strip(first, cache)  # its entry has other bytes now: these are kept instead
+    assert mw.materialize(late.data).tobytes() == first.tobytes()

@@ -42,8 +42,9 @@ def _specs(layouts: Mapping[str, tuple[str, int, tuple[int, ...], int]]) -> dict
 class CacheStats(NamedTuple):
     """A cache at one moment.
 
-    ``bytes`` owned (pages, bookkeeping, evicted entries still in use) out of ``budget``, and
-    their ``peak_bytes``; ``logical_bytes`` of the arrays as users see them; ``pinned_bytes`` in
+    ``bytes`` owned (pages, bookkeeping, evicted entries still in use, output buffers that are
+    kept, what loads have put aside) out of ``budget``, and their ``peak_bytes``;
+    ``logical_bytes`` of the arrays as users see them; ``pinned_bytes`` in
     use, which cannot be evicted; ``lent_bytes`` served from outside the budget and still in use.
     Since the start: ``hits``, ``misses``, ``joins`` (callers that waited for another's load),
     ``evictions``, ``refused`` (entries that did not fit).
@@ -107,8 +108,10 @@ class PixelCache(_core.Cache):
     ) -> Pixels:
         """The entry of ``key``, loaded by one caller while the others wait.
 
-        ``load()`` returns what :meth:`put` takes. ``nbytes``, where known, is put aside before it
-        runs. What does not fit is returned all the same, outside the budget, and counted.
+        ``load()`` returns what :meth:`put` takes. ``nbytes``, the size of the arrays where it is
+        known, is put aside before it runs: all of it with ``compact="off"``, else the share that
+        entries took so far. What does not fit is returned all the same, outside the budget, and
+        counted.
 
         What ``load`` raises reaches the caller that ran it; those who waited get
         :class:`~memweir.LoadFailed` from it, and the next call loads again. A ``load`` that asks
@@ -162,11 +165,11 @@ class PixelCache(_core.Cache):
         """Changes the budget, evicting what exceeds it.
 
         Returns the bytes still owned above the new budget: pinned entries, which go as their
-        users do. Usually 0.
+        users do, and entries that are being stored. Usually 0.
         """
         nbytes = parse_size(budget)
         excess = self._resize(nbytes)
-        self._log("resized to %s, %s pinned above it", format_size(nbytes), format_size(excess))
+        self._log("resized to %s, %s in use above it", format_size(nbytes), format_size(excess))
         return excess
 
     def evict(self, to: int | str = 0) -> int:
@@ -230,10 +233,7 @@ class _Room:
         self._generation: int | None = cache._generation
         self._reservation = None
         if nbytes is not None:
-            try:
-                self._reservation = cache._reserve(nbytes)
-            except MemoryError:
-                self._reservation = None  # less may be needed than was said
+            self._reservation = cache._reserve(min(nbytes, sys.maxsize))
             if self._reservation is None and cache.compact == "off":
                 self._generation = None  # no room: what is loaded is served and not kept
 

@@ -37,7 +37,7 @@ class Entry:
         return compare(self._descriptor, self._pixels.digest(self._name), "a cache entry")
 
     def array(self) -> np.ndarray[Any, Any]:
-        """A read-only view."""
+        """Read-only: a view of the entry, or decoded from it."""
         return self._pixels[self._name]
 
     def copy_into(self, out: np.ndarray[Any, Any] | Tensor) -> None:

@@ -32,17 +32,18 @@ def reference_by_recipe(array: Any, sources: SourcePolicy) -> PixelRef | None:
     join = recall(array)
     if join is None:
         return None
-    entries = [entry for part in join.parts if (entry := _entry(part, join.name)) is not None]
-    if len(entries) < len(join.parts):
+    found = [seen for part in join.parts if (seen := _entry(part, join.name)) is not None]
+    if len(found) < len(join.parts):
         return None
+    entries = [entry for entry, _ in found]
     try:
         shape, offsets = place(join.how, [entry.shape for entry in entries])
     except ValueError:
         return None
     if shape != tuple(array.shape) or not _zero_between(array, join.how, entries, offsets):
         return None
-    for recipe, entry, offset in zip(join.parts, entries, offsets, strict=True):
-        if not _equal(array[(*window(offset, entry.shape), ...)], recipe, join.name, entry):
+    for (entry, pixels), offset in zip(found, offsets, strict=True):
+        if not _equal(array[(*window(offset, entry.shape), ...)], join.name, entry, pixels):
             return None
     parts = [
         PixelRef(
@@ -63,7 +64,8 @@ def reference_by_recipe(array: Any, sources: SourcePolicy) -> PixelRef | None:
 def note(key: bytes, pixels: Pixels) -> None:
     """Keeps the digests of an entry that the cache has no room for: nobody could look later."""
     for name, spec in pixels.spec.items():
-        _entries.put((key, name), _Known(spec.dtype, spec.shape, pixels.digest(name)))
+        digest = pixels.digest(name)
+        _entries.put((key, name), _Known(spec.dtype, spec.shape, digest, pixels._serial))
 
 
 def is_tensor(value: object) -> bool:
@@ -78,6 +80,8 @@ class _Known(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     digest: Digest
+    serial: int
+    """The number of the entry that was hashed: another entry may have other bytes."""
 
 
 class _Generations:
@@ -106,25 +110,25 @@ class _Generations:
 _entries: Final = _Generations(16_384)
 
 
-def _entry(recipe: Recipe, name: str) -> _Known | None:
-    """What the entry of ``recipe`` holds under ``name``, if it was ever seen."""
+def _entry(recipe: Recipe, name: str) -> tuple[_Known, Pixels | None] | None:
+    """What the entry of ``recipe`` holds under ``name``, if it was ever seen, and the entry.
+
+    The digest is that of the entry, if there is one now, or of the last one that was seen.
+    """
     known = _entries.get((recipe.key, name))
-    if known is None:
-        pixels = next(held(Digest(recipe.key)), None)
-        if pixels is None or name not in pixels:
-            return None
-        spec = pixels.spec[name]
-        known = _Known(spec.dtype, spec.shape, pixels.digest(name))
-        _entries.put((recipe.key, name), known)
-    return known
-
-
-def _equal(part: Any, recipe: Recipe, name: str, entry: _Known) -> bool:
-    """Whether ``part`` of an array is what the recipe made."""
     pixels = next(held(Digest(recipe.key)), None)
-    if pixels is not None and name in pixels:
-        return pixels.equals(name, part)
-    return hash_array(part) == entry.digest
+    if pixels is None or name not in pixels:
+        return None if known is None else (known, None)
+    if known is None or known.serial != pixels._serial:
+        spec = pixels.spec[name]
+        known = _Known(spec.dtype, spec.shape, pixels.digest(name), pixels._serial)
+        _entries.put((recipe.key, name), known)
+    return known, pixels
+
+
+def _equal(part: Any, name: str, entry: _Known, pixels: Pixels | None) -> bool:
+    """Whether ``part`` of an array is what was hashed."""
+    return hash_array(part) == entry.digest if pixels is None else pixels.equals(name, part)
 
 
 def _zero_between(

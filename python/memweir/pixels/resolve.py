@@ -71,9 +71,9 @@ def materialize(data: object, *resolvers: Resolver, writable: bool = False) -> A
     """``data`` with every reference replaced by the array it names, bit for bit.
 
     Pinned entries and the live caches of the process are asked first, then ``resolvers``, then the
-    installed ones, and the first right answer is taken. An array out of a cache is a read-only
-    view that keeps its bytes there; with ``writable`` each reference gives an array of its own.
-    Tensors and joined arrays always own their memory.
+    installed ones, and the first right answer is taken. An array out of a cache is
+    read-only, and where it is stored as it is a view that keeps its bytes there; with ``writable``
+    each reference gives an array of its own. Tensors and joined arrays always own their memory.
 
     Raises ``MissingPixels`` when nobody has the pixels and ``PixelMismatch`` when only others
     were offered. What a resolver raises goes through.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Arrays start at multiples of this, as numpy and vector code like it.
 const ALIGN: usize = 64;
@@ -61,11 +62,12 @@ pub struct Spec {
     raw: usize,
     span: usize,
     logical: usize,
+    serial: u64,
 }
 
 impl Spec {
     /// No arrays.
-    pub const EMPTY: Self = Self { fields: Vec::new(), raw: 0, span: 0, logical: 0 };
+    pub const EMPTY: Self = Self { fields: Vec::new(), raw: 0, span: 0, logical: 0, serial: 0 };
 
     /// Arrays that are stored as they are.
     ///
@@ -117,6 +119,18 @@ impl Spec {
         if let Some(Field { stored: Stored::Codes(_, form), .. }) = self.fields.get_mut(index) {
             *form = Some(Box::new(meaning));
         }
+    }
+
+    /// Gives the entry a number that no other of this process has had.
+    pub(crate) fn number(&mut self) {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        self.serial = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    }
+
+    /// The entry's number: two of the same key that have the same number hold the same arrays. 0
+    /// for what no cache keeps.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// The arrays.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
-use memweir_core::cache::{Array, Cache, Existing, Key, Part, Reservation};
+use memweir_core::cache::{Array, Cache, Existing, Key, Part, Reservation, Writer};
 use memweir_core::digest::{self, Algorithm};
 use memweir_core::error::Error;
 use memweir_core::proc::fork;
@@ -27,7 +27,11 @@ pub struct PyCache {
 impl Drop for PyCache {
     /// Nobody can find the entries any more; giving their pages back may take a while.
     fn drop(&mut self) {
-        Python::attach(|py| py.detach(|| self.cache.clear()));
+        let give_up = || {
+            self.cache.clear();
+            self.cache.resize(0);
+        };
+        Python::attach(|py| py.detach(give_up));
     }
 }
 
@@ -92,11 +96,8 @@ impl PyCache {
         let key = key_of(key)?;
         let arrays = Arrays::of(arrays)?;
         let store = |arrays: &[Array<'_>]| -> Result<bool, Error> {
-            let Some(writer) = self.cache.write(arrays, None)? else {
-                self.cache.remove(&key); // an older value under this key is not the answer
-                return Ok(false);
-            };
-            Ok(writer.publish(key, Existing::Replace, None))
+            let written = self.cache.write(arrays, None)?;
+            Ok(self.publish(key, written))
         };
         arrays.with(py, store)
     }
@@ -117,7 +118,7 @@ impl PyCache {
         let reservation = reservation.and_then(PyReservation::take);
         let serve = |arrays: &[Array<'_>]| {
             if generation.is_some() {
-                // The system's refusal is not the end: less is asked of it below.
+                // The system's refusal is not the end: below nothing is written beside what is kept.
                 if let Ok(Some(writer)) = self.cache.write(arrays, reservation)
                     && let Some(pin) = writer.publish_pinned(key, Existing::Replace, generation)
                 {
@@ -141,12 +142,9 @@ impl PyCache {
             let (writer, content) = self.cache.write_hashed(array)?;
             let digest = digest::array(Algorithm::Blake3, layout, &content);
             let key = Key::content(digest.as_bytes());
-            let pin = match writer {
-                Some(writer) => writer.publish_pinned(key, Existing::Keep, None),
-                // It may be there already: its name was not known before.
-                None => self.cache.peek(&key),
-            };
-            Ok((digest, pin))
+            let pin = writer.and_then(|w| w.publish_pinned(key, Existing::Keep, None));
+            // It may be there already: its name was not known before.
+            Ok((digest, pin.or_else(|| self.cache.peek(&key))))
         };
         let stored = if layout.nbytes() > BULK { py.detach(store) } else { store() };
         let (digest, pin) = stored.map_err(raised)?;
@@ -161,11 +159,8 @@ impl PyCache {
     ) -> PyResult<bool> {
         let key = key_of(key)?;
         let store = |record: &[u8]| {
-            let Some(writer) = self.cache.import(record)? else {
-                self.cache.remove(&key);
-                return Ok(false);
-            };
-            Ok(writer.publish(key, Existing::Replace, None))
+            let written = self.cache.import(record)?;
+            Ok(self.publish(key, written))
         };
         if let Ok(bytes) = record.cast_exact::<PyBytes>() {
             let bytes = bytes.as_bytes();
@@ -175,9 +170,12 @@ impl PyCache {
         let memory = Borrowed::array(record)?.into_memory();
         let source = memory.source();
         let copied = || {
-            let mut bytes = vec![0; source.nbytes()];
-            source.copy_to(&mut bytes);
-            store(&bytes)
+            let (bytes, nbytes) = (&mut Vec::new(), source.nbytes());
+            let refused = |_| Error::OutOfMemory { bytes: nbytes, errno: 0 };
+            bytes.try_reserve_exact(nbytes).map_err(refused)?;
+            bytes.resize(nbytes, 0);
+            source.copy_to(bytes);
+            store(bytes)
         };
         py.detach(copied).map_err(raised)
     }
@@ -214,7 +212,7 @@ impl PyCache {
     }
 
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let s = self.cache.stats();
+        let s = py.detach(|| self.cache.stats());
         let stats = PyDict::new(py);
         stats.set_item("entries", s.entries)?;
         stats.set_item("bytes", s.bytes)?;
@@ -228,6 +226,17 @@ impl PyCache {
         stats.set_item("evictions", s.evictions)?;
         stats.set_item("refused", s.refused)?;
         Ok(stats)
+    }
+}
+
+impl PyCache {
+    /// Makes a written entry findable. An older value is not the answer where it does not fit.
+    fn publish(&self, key: Key, written: Option<Writer>) -> bool {
+        let published = written.is_some_and(|w| w.publish(key, Existing::Replace, None));
+        if !published {
+            self.cache.remove(&key);
+        }
+        published
     }
 }
 

@@ -166,7 +166,10 @@ impl PyPixels {
 
     fn export<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let record = py.detach(|| self.pin.export()).map_err(raised)?;
-        Ok(PyBytes::new(py, &record))
+        PyBytes::new_with(py, record.len(), |out| {
+            out.copy_from_slice(&record);
+            Ok(())
+        })
     }
 
     #[getter]
@@ -177,6 +180,11 @@ impl PyPixels {
             encodings.set_item(field.name(), name)?;
         }
         Ok(encodings)
+    }
+
+    #[getter]
+    fn _serial(&self) -> u64 {
+        self.pin.spec().serial()
     }
 
     #[getter]

@@ -61,6 +61,12 @@ impl Drop for Slab {
     }
 }
 
+/// Finds out what is asked of the system once.
+pub fn prepare() {
+    os::page();
+    os::has_huge_pages();
+}
+
 /// Slabs and their free runs. Its owner's lock guards it; it calls the system only for the
 /// address space of a new slab.
 pub struct Arena {
@@ -95,13 +101,13 @@ impl Arena {
         if len > self.run_max { huge.or(Some(len)) } else { Some(len) }
     }
 
-    /// A run of `len` bytes, a page multiple above 0 and up to [`run_max`](Self::run_max), of
-    /// untouched pages.
+    /// A run of at least `len` bytes, up to [`run_max`](Self::run_max), in whole pages that are
+    /// untouched.
     ///
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`] when the system refuses address space.
     pub fn run(&mut self, len: usize) -> Result<Piece> {
-        let len = len.clamp(page(), SLAB);
+        let len = len.clamp(1, SLAB).next_multiple_of(page());
         let at = match self.free.take(len) {
             Some(at) => at,
             None => {
@@ -117,7 +123,7 @@ impl Arena {
         let refused = crate::error::Error::OutOfMemory { bytes: len, errno: 0 };
         let ptr = NonNull::new(std::ptr::with_exposed_provenance_mut(at)).ok_or(refused)?;
         // SAFETY: the range was free, so it is inside a slab of this arena's and nobody else's
-        // until its hole comes back; slabs with ranges that are not free are never unmapped.
+        // until its hole comes back; only whole pages are ever taken, so it shares none; slabs with ranges that are not free are never unmapped.
         Ok(unsafe { Piece::run(ptr, len) })
     }
 

@@ -36,12 +36,14 @@ unsafe impl Send for Piece {}
 unsafe impl Sync for Piece {}
 
 impl Piece {
-    /// Pages of their own map, for lengths above [`super::Arena::run_max`]. Takes no lock and
-    /// touches no memory; the system may refuse.
+    /// At least `len` bytes in whole pages of their own map. Takes no lock and touches no memory;
+    /// the system may refuse.
     ///
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`].
     pub fn map(len: usize) -> Result<Self> {
+        let refused = crate::error::Error::OutOfMemory { bytes: len, errno: 0 };
+        let len = len.max(1).checked_next_multiple_of(os::page()).ok_or(refused)?;
         let ptr = os::map(len, map_align(len))?;
         if len >= os::HUGE {
             os::advise_pages(ptr, len, true);

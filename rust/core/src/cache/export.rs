@@ -11,14 +11,16 @@ impl Pin {
     ///
     /// # Errors
     /// [`Error::Layout`] when it holds more arrays than a record can, [`Error::Malformed`] on a
-    /// big-endian machine.
+    /// big-endian machine, [`Error::OutOfMemory`] when the system refuses.
     pub fn export(&self) -> Result<Vec<u8>> {
         let fields = self.spec().fields();
         let chunks: Vec<_> = fields.iter().map(|field| self.codes(field)).collect();
         let arrays = fields.iter().zip(&chunks);
         let items: Vec<Item<'_>> = arrays.map(|(field, chunks)| item(field, chunks)).collect();
         let draft = Draft::new(&items)?;
-        let mut out = Vec::new();
+        let (mut out, bytes) = (Vec::new(), draft.nbytes());
+        let refused = |_| Error::OutOfMemory { bytes, errno: 0 };
+        out.try_reserve_exact(bytes).map_err(refused)?;
         draft.write(&mut out);
         Ok(out)
     }

@@ -19,11 +19,12 @@ mod state;
 mod store;
 mod writer;
 
-use crate::arena::page;
+use crate::arena;
 use crate::budget::Budget;
 use crate::compact::Books;
 use crate::lru::Id;
 use crate::proc::fork::{self, Forked, lock};
+use crate::simd::Level;
 pub use key::{Key, Part};
 pub use output::Output;
 pub use pin::Pin;
@@ -79,8 +80,10 @@ impl Cache {
         let (state, books) = (Mutex::new(State::new(limit)), Books::default());
         let cache = Arc::new(Self { state, lent: AtomicUsize::new(0), compact, books });
         fork::register(&cache);
+        // What is found out once must not be in the middle of it in a forked child.
         key::seed();
-        page();
+        arena::prepare();
+        Level::get();
         cache
     }
 
@@ -181,7 +184,7 @@ impl Cache {
     }
 
     /// Changes the budget and shrinks to it. Returns the bytes still owned above it: those of
-    /// pinned entries, which go as their users do.
+    /// pinned entries, which go as their users do, and of what is on its way in.
     pub fn resize(&self, limit: usize) -> usize {
         self.shrink(|budget| {
             budget.set_limit(limit);
@@ -252,20 +255,23 @@ impl Forked for Cache {
         fork::hold(self, |cache| &cache.state)
     }
 
+    /// What other threads were promised is forgotten. What they were giving back to the system stays
+    /// on the account: nobody can say how far they got, and nobody will say when it is gone.
     fn forked(&self) {
-        self.lock().forks += 1;
+        let mut state = self.lock();
+        state.forks += 1;
+        state.leaving = 0;
+        state.budget.forget_claims();
     }
 
-    /// Reservations are given back, and what threads that are gone had ended their use of without
-    /// having come back to it. What one of them was writing or giving back to the system stays on
-    /// the account: nobody can say how far it got.
+    /// Settles entries that threads which are gone had ended their use of, without having come back
+    /// to say so.
     fn in_child(&self) {
         let mut state = self.lock();
-        state.budget.forget_claims();
         let ids: Vec<Id> = state.slots.ids().collect();
         let gone = ids.into_iter().filter_map(|id| state.told(id)).collect();
         drop(state);
-        self.dispose(Gone { entries: gone, pieces: Vec::new() }, 0);
+        self.dispose(Gone { entries: gone, ..Gone::default() }, 0);
     }
 }
 

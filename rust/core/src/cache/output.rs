@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// Bytes of buffers that are kept at most.
 const KEPT: usize = 64 << 20;
 
+/// Buffers that are kept at most.
+const MOST: usize = 64;
+
 /// An array of its own, outside the budget and shown as lent.
 pub struct Output {
     cache: Arc<Cache>,
@@ -74,7 +77,7 @@ impl State {
     /// Keeps a buffer if there is room that nothing has to make for it; else it comes back.
     fn keep_output(&mut self, piece: Piece) -> Option<Piece> {
         let (len, kept) = (piece.len(), self.spare.iter().map(Piece::len).sum::<usize>());
-        let fits = kept + len <= KEPT.min(self.budget.limit() / 4);
+        let fits = kept + len <= KEPT.min(self.budget.limit() / 4) && self.spare.len() < MOST;
         if !fits || !self.budget.claim(len) {
             return Some(piece);
         }

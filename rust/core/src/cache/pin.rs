@@ -180,9 +180,13 @@ impl Pin {
     pub fn write_to(&self, field: &Field, out: &StridedMut) -> Result<()> {
         match field.form() {
             Some(form) => form.decode_into(&self.codes(field), out),
-            None => {
+            None if out.nbytes() == field.layout().nbytes() => {
                 out.from_slice(self.bytes(field));
                 Ok(())
+            }
+            None => {
+                let (out, all) = (out.nbytes(), field.layout().nbytes());
+                Err(Error::Layout(format!("{out} bytes for an array of {all}")))
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::{Cache, Entry, State};
 use crate::arena::{Hole, Piece, page};
 use crate::error::Result;
+use crate::pixels::Spec;
 use std::sync::MutexGuard;
 
 /// Pieces of victims that are shorter go back to the system instead of serving as codes: entries
@@ -11,6 +12,9 @@ const LEAST: usize = 32 << 10;
 /// New pieces for codes are at most so long; they are cut sooner or later.
 const MOST: usize = 1 << 20;
 
+/// Descriptions of at most so many bytes are freed under the lock.
+const SMALL: usize = 4 << 10;
+
 /// Pages to be found, in whole pages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Room {
@@ -18,6 +22,8 @@ pub(super) struct Room {
     pub first: usize,
     /// So many more in any pieces.
     pub rest: usize,
+    /// Whether the first is a map of its own.
+    pub map: bool,
 }
 
 impl Room {
@@ -26,7 +32,8 @@ impl Room {
         // Less than a page is in one piece wherever it begins.
         let first = if raw > page() { state.arena.piece_len(raw)? } else { 0 };
         let rest = span.checked_next_multiple_of(page())?.saturating_sub(first);
-        first.checked_add(rest).map(|_| Self { first, rest })
+        let map = first > state.arena.run_max();
+        first.checked_add(rest).map(|_| Self { first, rest, map })
     }
 
     pub fn bytes(self) -> usize {
@@ -44,22 +51,26 @@ impl Room {
 pub(super) struct Gone {
     pub entries: Vec<Entry>,
     pub pieces: Vec<Piece>,
+    /// Descriptions of entries whose pieces serve others.
+    pub specs: Vec<Spec>,
+    /// Bytes of those.
+    pub meta: usize,
 }
 
 impl Gone {
     fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.pieces.is_empty()
+        self.entries.is_empty() && self.pieces.is_empty() && self.specs.is_empty()
     }
 
     fn bytes(&self) -> usize {
         let pages: usize = self.pieces.iter().map(Piece::len).sum();
-        pages + self.entries.iter().map(Entry::bytes).sum::<usize>()
+        pages + self.meta + self.entries.iter().map(Entry::bytes).sum::<usize>()
     }
 }
 
 impl From<Option<Entry>> for Gone {
     fn from(entry: Option<Entry>) -> Self {
-        Self { entries: entry.into_iter().collect(), pieces: Vec::new() }
+        Self { entries: entry.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -79,13 +90,13 @@ impl Found {
     fn missing(&self, room: Room) -> Room {
         let first = if self.first.is_some() { 0 } else { room.first };
         let rest = self.rest.iter().map(Piece::len).sum();
-        Room { first, rest: room.rest.saturating_sub(rest) }
+        Room { first, rest: room.rest.saturating_sub(rest), ..room }
     }
 
     /// Takes of a victim's piece what is wanted; the others are gone.
     fn offer(&mut self, room: Room, mut piece: Piece, gone: &mut Vec<Piece>) {
-        let Room { first, rest } = self.missing(room);
-        if first > 0 && piece.can_become(first) {
+        let Room { first, rest, map } = self.missing(room);
+        if first > 0 && piece.is_run() != map && piece.can_become(first) {
             let left = piece.cut(first);
             self.first = Some(piece);
             return left.into_iter().for_each(|left| self.offer(room, left, gone));
@@ -121,7 +132,13 @@ impl Cache {
         let need = room.bytes().saturating_add(meta);
         let mut state = self.lock();
         state.budget.unclaim(credit);
-        let (mut state, found) = self.secure(state, need, room);
+        // What is claimed only when the entry is published has to fit then, too.
+        let later = state.growth() + self.books.bytes().saturating_sub(state.books);
+        let short = state.budget.shortfall(need.saturating_add(later));
+        let (mut state, found) = match state.can_free(short) {
+            true => self.secure(state, need, room),
+            false => (state, None),
+        };
         let Some(mut found) = found else {
             state.refused += 1;
             return Ok(None);
@@ -148,9 +165,9 @@ impl Cache {
         room: Room,
         found: &mut Found,
     ) -> (Guard<'a>, Result<()>) {
-        let Room { first, mut rest } = found.missing(room);
+        let Room { first, mut rest, map } = found.missing(room);
         if first > 0 {
-            let piece = if first <= state.arena.run_max() {
+            let piece = if !map {
                 state.arena.run(first)
             } else {
                 drop(state);
@@ -176,8 +193,8 @@ impl Cache {
     }
 
     /// Claims `need` bytes, evicting what has to go for them. Pages of victims that can serve as
-    /// `room` are returned and their bytes not claimed. `None`: does not fit, nothing changed. The
-    /// lock is released while pages go.
+    /// `room` are returned and their bytes not claimed. `None`: does not fit, and nothing was evicted
+    /// unless the budget was lowered, or the system kept pages, while the lock was released.
     pub(super) fn secure<'a>(
         &'a self,
         mut state: Guard<'a>,
@@ -208,11 +225,17 @@ impl Cache {
             let wanted = found.missing(room).bytes() > 0;
             match if wanted { victim.block.into_parts() } else { Err(victim.block) } {
                 Ok((pieces, label)) => {
-                    // Only its description is left: plain memory, gone before its bytes are.
-                    drop(label);
-                    state.leaving -= victim.meta;
-                    state.budget.release(victim.meta);
-                    credit -= victim.meta;
+                    // Only its description is left: plain memory, gone before its bytes are. A few
+                    // allocations are freed here, which saves a full cache another turn at the lock.
+                    if victim.meta <= SMALL {
+                        drop(label);
+                        state.leaving -= victim.meta;
+                        state.budget.release(victim.meta);
+                        credit -= victim.meta;
+                    } else {
+                        gone.specs.push(label);
+                        gone.meta += victim.meta;
+                    }
                     for piece in pieces {
                         found.offer(room, piece, &mut gone.pieces);
                     }
@@ -235,7 +258,7 @@ impl Cache {
         if claimed && later == missing - now {
             return (state, Some(found));
         }
-        // The system kept pages that were to go: they stay on the account, and this does not fit.
+        // The system kept pages that were to go, which stay on the account; or less is allowed now.
         state.budget.unclaim(later + if claimed { now } else { 0 });
         state.leaving += kept;
         drop(state);
@@ -249,7 +272,8 @@ impl Cache {
         if gone.is_empty() {
             return (0, 0);
         }
-        let (leaving, mut freed) = (gone.bytes(), 0);
+        let (leaving, mut freed) = (gone.bytes(), gone.meta);
+        drop(gone.specs);
         let mut pieces = gone.pieces;
         for Entry { block, meta, .. } in gone.entries {
             // A block that is lent, or a piece the system does not take back, is leaked, and stays

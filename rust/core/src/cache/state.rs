@@ -201,9 +201,9 @@ impl State {
         self.budget.shortfall(0) > self.leaving
     }
 
-    /// Bytes owned that are not about to go.
+    /// Bytes owned, or promised to what is on its way in, that are not about to go.
     pub fn staying(&self) -> usize {
-        self.budget.held() - self.leaving
+        self.budget.owned() - self.leaving
     }
 
     /// Empties a slot. Its bytes stay on the account until [`Cache::dispose`] has seen them go.

@@ -28,7 +28,7 @@ enum Way {
 
 impl Cache {
     /// Writes an entry, for which a reservation may have been made; `None`, counted: it does not
-    /// fit.
+    /// fit. Entries may have been evicted for the room that a sample promised to be enough.
     ///
     /// # Errors
     /// [`crate::error::Error`] when the system refuses memory or two arrays have one name.
@@ -50,11 +50,11 @@ impl Cache {
         loop {
             let spec = spec(arrays, &ways)?;
             let Some(mut writer) = self.begin(spec, reservation.take())? else { return Ok(None) };
-            let Some(again) = self.fill(&mut writer, arrays, ways) else { return Ok(Some(writer)) };
-            // The sample of one array has misled: it takes another room than was found for it.
-            drop(writer);
-            let known = again.into_iter().zip(arrays);
-            ways = known.map(|(way, array)| way.unwrap_or_else(|| self.way(array))).collect();
+            let Some((index, way)) = self.fill(&mut writer, arrays, &ways) else {
+                return Ok(Some(writer));
+            };
+            // The sample of this array has misled: it takes another room than was found for it.
+            ways[index] = way;
         }
     }
 
@@ -88,39 +88,30 @@ impl Cache {
         plan.map_or(Way::Raw, |plan| Way::Compact(Box::new(plan)))
     }
 
-    /// Copies or encodes every array. If one does not come out as planned, says how each is to be
-    /// tried next: `None` for those that have used their plans up.
+    /// Copies or encodes every array. Stops at one that does not come out as planned, and says how
+    /// it is to be tried next.
     fn fill(
         &self,
         writer: &mut Writer,
         arrays: &[Array<'_>],
-        ways: Vec<Way>,
-    ) -> Option<Vec<Option<Way>>> {
-        let mut tried = Vec::new();
-        let mut ways = ways.into_iter();
-        for (index, array) in arrays.iter().enumerate() {
-            match ways.next() {
-                Some(Way::Compact(plan)) => {
-                    let encode =
-                        |chunks: &mut [&mut [u8]]| plan.encode(&self.books, array.source, chunks);
-                    match writer.encode(index, encode) {
-                        Ok(()) => tried.push(None),
-                        Err(refused) => {
-                            tried.push(Some(match refused {
-                                Refused::Raw => Way::Raw,
-                                Refused::Again(plan) => Way::Compact(plan),
-                            }));
-                            tried.extend(ways.map(Some));
-                            return Some(tried);
-                        }
-                    }
-                }
-                _ => {
+        ways: &[Way],
+    ) -> Option<(usize, Way)> {
+        for (index, (array, way)) in arrays.iter().zip(ways).enumerate() {
+            let refused = match way {
+                Way::Raw => {
                     writer.fill(|spec, out| {
                         array.source.copy_to(&mut out[spec.fields()[index].range()])
                     });
-                    tried.push(Some(Way::Raw));
+                    continue;
                 }
+                Way::Compact(plan) => writer.encode(index, |chunks| {
+                    Plan::clone(plan).encode(&self.books, array.source, chunks)
+                }),
+            };
+            match refused {
+                Ok(()) => (),
+                Err(Refused::Raw) => return Some((index, Way::Raw)),
+                Err(Refused::Again(plan)) => return Some((index, Way::Compact(plan))),
             }
         }
         None

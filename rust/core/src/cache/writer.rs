@@ -10,6 +10,11 @@ use crate::lru::Id;
 use crate::pixels::{Spec, slices, slices_mut};
 use std::sync::Arc;
 
+/// What a reservation puts aside for the description of an entry, beside its slot.
+const META: usize = 1024;
+/// Compact forms are at most so many times smaller, but for arrays of one value.
+const MOST: usize = 8;
+
 /// Which entry stays when a key has one already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
@@ -38,21 +43,26 @@ pub struct Writer {
 
 impl Cache {
     /// Puts room for arrays of `bytes` aside, evicting for them; never waits. Where arrays are
-    /// stored compactly that is what the entries so far took of their size. `None`, counted: it
-    /// does not fit.
+    /// stored compactly that is what the entries so far took of their size, an eighth at least.
+    /// `None`, counted if it is certain: it does not fit.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let state = self.lock();
         let (stored, logical) = (state.idle + state.pinned, state.logical);
         let bytes = match self.compact {
             true if stored < logical => {
-                usize::try_from(bytes as u128 * stored as u128 / logical as u128).unwrap_or(bytes)
+                let share = bytes as u128 * stored as u128 / logical as u128;
+                usize::try_from(share).unwrap_or(bytes).max(bytes / MOST)
             }
             _ => bytes,
         };
-        let need = Room::of(&state, bytes, bytes).map_or(usize::MAX, Room::bytes);
+        let room = Room::of(&state, bytes, bytes);
+        let slot = state.growth();
+        let meta = |room: Room| Block::<Spec>::footprint(room.pieces()) + META + slot;
+        let need = room.map_or(usize::MAX, |room| room.bytes().saturating_add(meta(room)));
         let (mut state, found) = self.secure(state, need, Room::default());
         if found.is_none() {
-            state.refused += 1;
+            // Where arrays are stored compactly nobody knows yet what they take.
+            state.refused += u64::from(!self.compact);
             return None;
         }
         Some(Reservation { cache: self.clone(), bytes: need, forks: state.forks })
@@ -74,6 +84,9 @@ impl Cache {
         let credit =
             reservation.filter(|r| Arc::ptr_eq(&r.cache, self)).map_or(0, Reservation::end);
         let pieces = self.admit(room, meta, credit)?;
+        if pieces.is_none() && self.is_empty() {
+            self.books.clear();
+        }
         Ok(pieces.map(|pieces| {
             let mut writer = Writer { cache: self.clone(), pieces, spec, meta };
             writer.pieces.iter_mut().for_each(Piece::populate);
@@ -167,7 +180,15 @@ impl Writer {
         // Forms and books are known by now.
         let footprint = Block::<Spec>::footprint(self.pieces.len()) + self.spec.footprint();
         let more = footprint.saturating_sub(self.meta);
-        let (mut state, promised) = cache.promise_with_books(state, more);
+        let (mut state, mut promised) = cache.promise_with_books(state, more);
+        if promised.is_none() {
+            // Books that only entries to come would share are the last thing to go.
+            drop(state);
+            cache.books.clear();
+            state = cache.lock();
+            cache.settle_books(&mut state);
+            (state, promised) = cache.promise_with_books(state, more);
+        }
         let Some(promised) = promised else {
             state.refused += 1;
             return None;
@@ -190,6 +211,8 @@ impl Writer {
                 let (pieces, spec) =
                     (std::mem::take(&mut self.pieces), std::mem::take(&mut self.spec));
                 let meta = std::mem::take(&mut self.meta);
+                let mut spec = spec;
+                spec.number();
                 let block = Block::new(pieces, spec);
                 let phase = Phase::Listed;
                 state.enter(Entry { key, block, meta, phase, epoch: 0 }, promised)

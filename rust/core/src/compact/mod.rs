@@ -54,13 +54,13 @@ use tables::Tables;
 pub const LEAST: usize = 16 << 10;
 
 /// What is to be written, if a pass over all elements confirms it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     layout: Layout,
     intent: Intent,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Intent {
     Runs(Box<[Run]>),
     Few,
