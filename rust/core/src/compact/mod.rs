@@ -92,6 +92,10 @@ pub fn plan<'a>(books: &Books, layout: &Layout, source: impl Into<Source<'a>>) -
     }
     let elements = nbytes / size;
     u32::try_from(elements).ok()?;
+    // Single bytes can only be runs, and photographs in bytes are stored often.
+    if size == 1 && (1..4).any(|part| sample::is_busy(source, nbytes / 4 * part)) {
+        return None;
+    }
     let sample = Sample::take(source, size, elements);
     let float = layout.dtype().token() == "<f4";
     let pixels = float || size == 2;

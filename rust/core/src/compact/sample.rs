@@ -10,6 +10,14 @@ pub(super) const MOST: usize = 256 + OUTLIERS;
 /// Values off the lattice that a sample may show.
 pub(super) const OUTLIERS: usize = 4;
 
+/// Whether bytes from `at` on change more often than runs would.
+pub(super) fn is_busy(source: Source, at: usize) -> bool {
+    let mut room = [0; 2 * WIDTH];
+    let window = source.read(at, room.len().min(source.nbytes() - at), &mut room);
+    let changes = window.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    4 * changes > window.len()
+}
+
 /// Windows of neighbouring elements.
 pub(super) struct Sample {
     starts: Vec<usize>,
