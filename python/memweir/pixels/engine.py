@@ -24,8 +24,8 @@ from memweir.pixels.forms import Unrepresentable, form_of, same, take_apart
 from memweir.pixels.joiners import HOWS, Unjoinable
 from memweir.pixels.lazy import BrokenImage, defer, resolve
 from memweir.pixels.recipe import Recipe
+from memweir.pixels.source_id import Memo, path_of
 from memweir.pixels.sources import (
-    Memo,
     Seen,
     Source,
     SourceChanged,
@@ -33,7 +33,6 @@ from memweir.pixels.sources import (
     Unidentified,
     Unloadable,
     identify_pixels,
-    path_of,
 )
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ class Recompute:
 
 
 def _check_source(ref: PixelRef, recipe: RefRecipe, image: object) -> None:
-    from memweir.pixels.sources import path_of
+    from memweir.pixels.source_id import path_of
 
     if recipe.source is None:
         return

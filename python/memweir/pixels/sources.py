@@ -9,34 +9,27 @@ from __future__ import annotations
 
 import base64
 import os
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
 from memweir._core import Digest
-from memweir.identity import hash_array, hash_bytes, hash_file, hash_image
+from memweir.errors import UnsupportedType
+from memweir.identity import hash_array, hash_bytes, hash_image
 from memweir.pixels.lazy import resolve, seen_behind
+from memweir.pixels.source_id import Files, Memo, path_of, signature_of
 
-# No system opens longer paths, and asking about a longer string copies it.
-_LONGEST_PATH = 32_768
-# A file changed this recently may change again without a visible difference in its times.
-_SETTLED_NS = 2_000_000_000
 # Modes whose arrays are uint8.
 _BYTE_MODES = frozenset(
     ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 )
 
 
-class Unidentified(Exception):
+class Unidentified(UnsupportedType):
     """An input with no identity here; the message says what it is."""
 
 
@@ -64,6 +57,28 @@ class PixelId:
     digest: Digest
     layout: tuple[Any, ...]
     depth: str
+
+    @staticmethod
+    def of(image: Any) -> PixelId:
+        """Identity of a decoded image.
+
+        Raises ``UnsupportedType`` for what is no PIL image, array of two or three dimensions or
+        CPU tensor, and whatever loading a PIL image raises.
+        """
+        try:
+            return identify_pixels(image)
+        except Unloadable as broken:
+            raise broken.error from None
+
+    @property
+    def mode(self) -> str | None:
+        """Pillow's name of a PIL image's mode; None for arrays and tensors."""
+        return self.layout[0] if self.kind == "pil" else None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of a PIL image; None for arrays and tensors."""
+        return self.layout[1] if self.kind == "pil" else None
 
     @property
     def mixes(self) -> tuple[int, str]:
@@ -119,35 +134,31 @@ class Seen:
         return image
 
 
-class Memo:
-    """A least-recently-used map of fixed-size values, bounded by count.
+class SourceMemo:
+    """What pixels the last ``limit`` sources decoded to, at about 0.5 KiB each.
 
-    Single steps of ``OrderedDict`` only, each atomic: there is no lock that a fork could break.
+    An answer holds under Pillow's switches of the moment: after ``LOAD_TRUNCATED_IMAGES`` was
+    turned or ``MAX_IMAGE_PIXELS`` lowered, decoding decides anew. Threads may share a memo.
     """
 
-    __slots__ = ("_entries", "_limit")
+    __slots__ = ("_known",)
 
-    def __init__(self, limit: int) -> None:
-        self._entries: OrderedDict[object, Any] = OrderedDict()
-        self._limit = limit
+    def __init__(self, limit: int = 16_384) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        self._known = Memo(limit)
 
-    def get(self, key: object) -> Any:
-        try:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        except KeyError:  # never there, or evicted between the two steps
-            return None
+    def get(self, source: Digest, *, text: bool = False) -> PixelId | None:
+        """The pixels of a source, or None; ``text`` as it was put."""
+        pixel_id: PixelId | None = self._known.get(_switched(source, text))
+        return None if pixel_id is None or _bomb(pixel_id) else pixel_id
 
-    def put(self, key: object, value: object) -> None:
-        self._entries[key] = value
-        while len(self._entries) > self._limit:
-            try:
-                self._entries.popitem(last=False)
-            except KeyError:
-                return
+    def put(self, source: Digest, pixels: PixelId, *, text: bool = False) -> None:
+        """Notes what ``source`` decodes to. A digest does not tell ``text`` from its bytes."""
+        self._known.put(_switched(source, text), pixels)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._known)
 
 
 class Sources:
@@ -155,8 +166,8 @@ class Sources:
 
     def __init__(self, fetch: Callable[[str], Any], limit: int) -> None:
         self.fetch = fetch
-        self._pixels = Memo(limit)  # source digest -> PixelId
-        self._files = Memo(limit)  # path digest -> (signature, content digest)
+        self._pixels = SourceMemo(limit)
+        self._files = Files(limit)
 
     def see(self, item: object, *, known: bool = False) -> Seen | None:
         """Identify ``item``, decoding it if need be; with ``known=True`` rather return None.
@@ -189,44 +200,27 @@ class Sources:
         return self._remembered(source) or (None if known else self._decoded(source))
 
     def _file(self, path: str, known: bool) -> Seen | None:
-        signature = _signature(path)
-        name = hash_bytes(os.fsencode(path))
-        noted = self._files.get(name)
-        if noted is not None and noted[0] == signature and _settled(signature):
-            digest = noted[1]
-        else:
-            digest = hash_file(path)
-            if _signature(path) == signature:
-                self._files.put(name, (signature, digest))
+        digest, signature = self._files.digest(path)
         source = Source(path, digest)
         seen = self._remembered(source)
         if seen is not None or known:
             return seen
-        return self._decoded(source, lambda: _signature(path) == signature)
+        return self._decoded(source, lambda: signature_of(path) == signature)
 
     def _remembered(self, source: Source) -> Seen | None:
-        pixel_id = self._pixels.get(_memo_key(source))
-        if pixel_id is None or _bomb(pixel_id):
-            return None
-        return Seen(self, pixel_id, source, None, True)
+        assert source.digest is not None
+        pixel_id = self._pixels.get(source.digest, text=source.text)
+        return None if pixel_id is None else Seen(self, pixel_id, source, None, True)
 
     def _decoded(self, source: Source, still: Callable[[], bool] = lambda: True) -> Seen:
         image = self.fetch(source.fetchable())
         pixel_id = identify_pixels(image)
+        assert source.digest is not None
         if still():
-            self._pixels.put(_memo_key(source), pixel_id)
+            self._pixels.put(source.digest, pixel_id, text=source.text)
         else:  # decoded from something else than was hashed
             source = Source(source.origin, None)
         return Seen(self, pixel_id, source, image, True)
-
-
-def path_of(text: str) -> str | None:
-    """The path that ``text`` means, as the processor would read it, or None."""
-    if text.startswith("file://"):
-        return url2pathname(urlsplit(text).path)
-    if len(text) < _LONGEST_PATH and os.path.isfile(text):  # noqa: PTH113
-        return text
-    return None
 
 
 def identify_pixels(image: Any) -> PixelId:
@@ -256,8 +250,8 @@ def identify_pixels(image: Any) -> PixelId:
     raise Unidentified(f"image of type {kind.__module__}.{kind.__qualname__}")
 
 
-def _memo_key(source: Source) -> tuple[Digest | None, bool, bool]:
-    return source.digest, source.text, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+def _switched(source: Digest, text: bool) -> tuple[Digest, bool, bool]:
+    return source, text, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def _bomb(pixel_id: PixelId) -> bool:
@@ -267,12 +261,3 @@ def _bomb(pixel_id: PixelId) -> bool:
         return False
     width, height = pixel_id.layout[1]
     return bool(width * height > limit)
-
-
-def _signature(path: str) -> tuple[int, ...]:
-    status = Path(path).stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
-
-
-def _settled(signature: tuple[int, ...]) -> bool:
-    return time.time_ns() - signature[1] > _SETTLED_NS
