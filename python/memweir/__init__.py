@@ -33,21 +33,33 @@ from .identity import (
 from .pixels.cache import CacheStats, PixelCache, Spec
 
 if TYPE_CHECKING:
+    from .pixels.intern import Interned, intern_sources
     from .pixels.processor import CachedProcessor
     from .pixels.refs import PixelRef
     from .pixels.resolve import Recompute, materialize, resolvers
+    from .pixels.source_id import source_id
+    from .pixels.source_refs import SourceRef, find_source, restore_sources
+    from .pixels.sources import PixelId, SourceMemo
     from .pixels.strip import Stripped, strip
     from .settings import Settings
 
 # What these modules import is not needed to import memweir, and costs more than memweir does.
 _LAZY = {
     "CachedProcessor": "pixels.processor",
+    "Interned": "pixels.intern",
+    "PixelId": "pixels.sources",
     "PixelRef": "pixels.refs",
     "Recompute": "pixels.resolve",
     "Settings": "settings",
+    "SourceMemo": "pixels.sources",
+    "SourceRef": "pixels.source_refs",
     "Stripped": "pixels.strip",
+    "find_source": "pixels.source_refs",
+    "intern_sources": "pixels.intern",
     "materialize": "pixels.resolve",
     "resolvers": "pixels.resolve",
+    "restore_sources": "pixels.source_refs",
+    "source_id": "pixels.source_id",
     "strip": "pixels.strip",
 }
 
@@ -57,28 +69,36 @@ __all__ = [
     "CacheStats",
     "CachedProcessor",
     "Digest",
+    "Interned",
     "LoadFailed",
     "MemweirError",
     "MissingPixels",
     "PixelCache",
+    "PixelId",
     "PixelMismatch",
     "PixelRef",
     "Pixels",
     "Recompute",
     "Released",
     "Settings",
+    "SourceMemo",
+    "SourceRef",
     "Spec",
     "Stripped",
     "UnsupportedType",
     "__version__",
+    "find_source",
     "hash_array",
     "hash_bytes",
     "hash_file",
     "hash_image",
     "hash_many",
     "hash_value",
+    "intern_sources",
     "materialize",
     "resolvers",
+    "restore_sources",
+    "source_id",
     "strip",
 ]
 

@@ -1,0 +1,74 @@
+"""One object for all equal texts, and for all equal bytes, for as long as somebody uses it.
+
+Neither ``str`` nor ``bytes`` takes weak references. The interpreter's own table of strings is
+weak: a string leaves it with its last user. But where interned strings are immortal (CPython 3.12,
+free-threaded builds) what enters that table stays for ever, and bytes have none. For those there
+are tables here that hold what they list, and let go of what nobody else holds: at every
+:func:`sweep`, and after every full garbage collection.
+
+There is no lock. A look-up in the middle of a sweep may find what the sweep lets go of; all that
+comes of it is that the next equal object is not made the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Any, Final, TypeVar
+
+__all__ = ["one", "sweep"]
+
+_Content = TypeVar("_Content", bound=str | bytes)
+_Table = dict[Any, Any]
+
+
+def one(value: _Content) -> _Content:
+    """The object that stands for every exact ``str`` or ``bytes`` of this content."""
+    if MORTAL and type(value) is str:
+        return sys.intern(value)  # type: ignore[arg-type, return-value]
+    if _after_collection not in gc.callbacks:
+        gc.callbacks.append(_after_collection)
+    found: _Content = _tables[type(value)].setdefault(value, value)
+    return found
+
+
+def sweep() -> None:
+    """Lets go of what nobody but the tables holds."""
+    for table in _tables.values():
+        for value, holders in _counted(table):
+            if holders <= _ALONE:
+                table.pop(value, None)
+
+
+def _after_collection(phase: str, info: dict[str, int]) -> None:
+    if phase == "stop" and info["generation"] == 2:
+        sweep()
+
+
+def _counted(table: _Table) -> Iterator[tuple[Any, int]]:
+    """The objects of a table with the references to each, those of this function included."""
+    for value in list(table):
+        yield value, sys.getrefcount(value)
+
+
+def _fresh() -> str:
+    return f"memweir {id(object())}"
+
+
+def _mortal() -> bool:
+    """Whether interned strings die. Releases of one version differ, so they are not asked."""
+    probe = sys.intern(_fresh())
+    return sys.getrefcount(probe) < 1 << 16
+
+
+def _alone() -> int:
+    """What is counted for an object that only its table holds."""
+    table = {text: text for text in [_fresh()]}
+    return next(_counted(table))[1]
+
+
+MORTAL: Final = _mortal()
+_ALONE: Final = _alone()
+# Each maps an object to itself. A common one would compare text with bytes.
+_tables: Final[dict[type, _Table]] = {str: {}, bytes: {}}
