@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Final, NoReturn
 from urllib.parse import quote, unquote_to_bytes
 
+import numpy as np
+
 __all__ = ["base64_spelling", "data_uri_spelling"]
 
 SCHEME: Final = "data:"
@@ -20,6 +22,9 @@ _CHUNK: Final = 1 << 20
 _WHITE: Final = b"\t\n\f\r "
 _DIGITS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _FROM_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+# The value of a hexadecimal digit; 16 and more for what is none.
+_HEX: Final = np.full(256, 255, np.uint8)
+_HEX[list(b"0123456789abcdef")] = _HEX[list(b"0123456789ABCDEF")] = range(16)
 
 
 def data_uri_spelling(text: str) -> str:
@@ -50,7 +55,10 @@ def base64_spelling(text: str) -> str:
 
     Raises ``ValueError`` for what is no base64; the message shows nothing of it.
     """
-    return text if _is_canonical(text, 0) else _digits(_chunks(text, 0))
+    spelling = text if _is_canonical(text, 0) else _digits(_chunks(text, 0))
+    if not spelling:
+        _malformed("it is empty")
+    return spelling
 
 
 def _header(header: str) -> tuple[str, bool]:
@@ -142,9 +150,22 @@ def _unescaped(text: str, start: int) -> Iterator[bytes]:
         piece = rest + chunk
         cut = piece.rfind(b"%", max(0, len(piece) - 2))  # an escape may go on in the next chunk
         rest = b"" if cut < 0 else piece[cut:]
-        whole = piece if cut < 0 else piece[:cut]
-        yield unquote_to_bytes(whole) if b"%" in whole else whole
-    yield unquote_to_bytes(rest)
+        yield _unescape(piece if cut < 0 else piece[:cut])
+    yield _unescape(rest)
+
+
+def _unescape(piece: bytes) -> bytes:
+    if b"%" not in piece:
+        return piece
+    codes = np.frombuffer(piece + b"..", np.uint8).copy()
+    at = np.flatnonzero(codes == ord("%"))
+    high, low = _HEX[codes[at + 1]], _HEX[codes[at + 2]]
+    real = np.maximum(high, low) < 16
+    at = at[real]
+    codes[at] = (high << 4 | low)[real]
+    kept = np.ones(len(codes), bool)
+    kept[at + 1] = kept[at + 2] = kept[-2:] = False
+    return codes[kept].tobytes()
 
 
 def _malformed(why: str) -> NoReturn:
