@@ -249,9 +249,12 @@ def _read(text: str) -> tuple[type, int, Digest]:
         raise TypeError(f"a reference is read from a str, not {type(text).__name__}")
     if len(text) != _LENGTH or not text.startswith(PREFIX) or not text.isascii():
         raise ValueError("malformed source reference: not of the form that references have")
-    record = base64.urlsafe_b64decode(text[len(PREFIX) :] + "==")
+    try:
+        record = base64.urlsafe_b64decode(text[len(PREFIX) :] + "==")
+    except ValueError:
+        record = b""
     if len(record) != _RECORD or record[0] != _VERSION or record[1] >= len(_KINDS):
-        raise ValueError("malformed source reference: of an unknown version or kind")
+        raise ValueError("malformed source reference: damaged, or of an unknown version")
     kind, nbytes = _KINDS[record[1]], int.from_bytes(record[2:10], "little")
     digest = Digest(record[10:42])
     # Covers the check, and digits and bits that a decoder passes over.
