@@ -15,12 +15,21 @@ from ._core import Digest, Pixels, __version__
 from .errors import (
     BudgetExceeded,
     Busy,
+    Conflict,
+    EvictionFailed,
+    IdentifierError,
+    InUse,
+    LeaseLost,
     LoadFailed,
     MemweirError,
     MissingPixels,
     PixelMismatch,
+    ProbeFailed,
+    Refused,
     Released,
+    UnknownVerdict,
     UnsupportedType,
+    Unverifiable,
 )
 from .identity import (
     hash_array,
@@ -34,6 +43,8 @@ from .pixels.cache import CacheStats, PixelCache, Spec
 
 if TYPE_CHECKING:
     from .pixels.intern import Interned, intern_sources
+    from .identifiers import check_argv, check_identifier, fingerprint, loggable
+    from .logs import RedactingFilter
     from .pixels.processor import CachedProcessor
     from .pixels.refs import PixelRef
     from .pixels.resolve import Recompute, materialize, resolvers
@@ -41,35 +52,71 @@ if TYPE_CHECKING:
     from .pixels.source_refs import SourceRef, find_source, restore_sources
     from .pixels.sources import PixelId, SourceMemo
     from .pixels.strip import Stripped, strip
+    from .probes.auth import AMBIENT, ANONYMOUS, ANY
+    from .probes.cache import ProbeCache, ProbeStats
+    from .probes.classify import classify_hub
+    from .probes.policy import TTL, Backoff
+    from .probes.process import run_probe_process
+    from .probes.verdict import UNKNOWN, Reason, Verdict
+    from .redaction import redact
     from .settings import Settings
 
 # What these modules import is not needed to import memweir, and costs more than memweir does.
 _LAZY = {
+    "AMBIENT": "probes.auth",
+    "ANONYMOUS": "probes.auth",
+    "ANY": "probes.auth",
+    "TTL": "probes.policy",
+    "UNKNOWN": "probes.verdict",
+    "Backoff": "probes.policy",
     "CachedProcessor": "pixels.processor",
     "Interned": "pixels.intern",
     "PixelId": "pixels.sources",
     "PixelRef": "pixels.refs",
+    "ProbeCache": "probes.cache",
+    "ProbeStats": "probes.cache",
+    "Reason": "probes.verdict",
     "Recompute": "pixels.resolve",
+    "RedactingFilter": "logs",
     "Settings": "settings",
     "SourceMemo": "pixels.sources",
     "SourceRef": "pixels.source_refs",
     "Stripped": "pixels.strip",
     "find_source": "pixels.source_refs",
     "intern_sources": "pixels.intern",
+    "Verdict": "probes.verdict",
+    "check_argv": "identifiers",
+    "check_identifier": "identifiers",
+    "classify_hub": "probes.classify",
+    "fingerprint": "identifiers",
+    "loggable": "identifiers",
     "materialize": "pixels.resolve",
+    "redact": "redaction",
     "resolvers": "pixels.resolve",
     "restore_sources": "pixels.source_refs",
     "source_id": "pixels.source_id",
+    "run_probe_process": "probes.process",
     "strip": "pixels.strip",
 }
 
 __all__ = [
+    "AMBIENT",
+    "ANONYMOUS",
+    "ANY",
+    "TTL",
+    "UNKNOWN",
+    "Backoff",
     "BudgetExceeded",
     "Busy",
     "CacheStats",
     "CachedProcessor",
+    "Conflict",
     "Digest",
     "Interned",
+    "EvictionFailed",
+    "IdentifierError",
+    "InUse",
+    "LeaseLost",
     "LoadFailed",
     "MemweirError",
     "MissingPixels",
@@ -78,16 +125,29 @@ __all__ = [
     "PixelMismatch",
     "PixelRef",
     "Pixels",
+    "ProbeCache",
+    "ProbeFailed",
+    "ProbeStats",
+    "Reason",
     "Recompute",
+    "RedactingFilter",
+    "Refused",
     "Released",
     "Settings",
     "SourceMemo",
     "SourceRef",
     "Spec",
     "Stripped",
+    "UnknownVerdict",
     "UnsupportedType",
+    "Unverifiable",
+    "Verdict",
     "__version__",
     "find_source",
+    "check_argv",
+    "check_identifier",
+    "classify_hub",
+    "fingerprint",
     "hash_array",
     "hash_bytes",
     "hash_file",
@@ -95,10 +155,13 @@ __all__ = [
     "hash_many",
     "hash_value",
     "intern_sources",
+    "loggable",
     "materialize",
+    "redact",
     "resolvers",
     "restore_sources",
     "source_id",
+    "run_probe_process",
     "strip",
 ]
 

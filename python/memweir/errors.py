@@ -5,20 +5,41 @@ Bad arguments raise ``ValueError`` and wrong types ``TypeError``, as everywhere 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "BudgetExceeded",
     "Busy",
+    "Conflict",
+    "EvictionFailed",
+    "IdentifierError",
+    "InUse",
+    "LeaseLost",
     "LoadFailed",
     "MemweirError",
     "MissingPixels",
     "PixelMismatch",
+    "ProbeFailed",
+    "Refused",
     "Released",
+    "UnknownVerdict",
     "UnsupportedType",
+    "Unverifiable",
 ]
 
 
 class MemweirError(Exception):
-    """Base of every error that memweir defines."""
+    """Base of every error that memweir defines.
+
+    ``http_status`` is what a web service answers with, and ``retry_after`` the seconds after which
+    the same request may succeed, where that is known.
+    """
+
+    http_status: ClassVar[int] = 500
+    retry_after: float | None = None
 
 
 class BudgetExceeded(MemweirError):
@@ -64,3 +85,111 @@ class LoadFailed(MemweirError):
 
 class Busy(MemweirError):
     """No room or no turn right now: the same call may succeed later."""
+
+    http_status = 503
+
+
+class Refused(MemweirError):
+    """Something was not done, for the sake of who holds what it needs.
+
+    ``holders`` are their labels; ``retryable`` says whether waiting can help.
+    """
+
+    http_status = 409
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, holders: Iterable[str] = (), retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.holders = tuple(holders)
+        self.retry_after = retry_after
+
+
+class Conflict(Refused):
+    """Another claim excludes this one."""
+
+    retryable = True
+
+
+class InUse(Refused):
+    """What was to be removed is in use."""
+
+    retryable = True
+
+
+class Unverifiable(Refused):
+    """It could not be found out whether this is safe, so it was not done."""
+
+    http_status = 503
+    retryable = True
+
+
+class EvictionFailed(Refused):
+    """The holder that was asked to make room did not, and keeps what it has."""
+
+    http_status = 503
+    retryable = True
+
+
+class LeaseLost(Refused):
+    """The lease was revoked while its holder worked: undo the work, or claim again."""
+
+
+class UnknownVerdict(MemweirError):
+    """A verdict was asked for its value, and it is not known.
+
+    ``kind`` says why (see :class:`~memweir.Reason`); ``retry_after`` in seconds when asking again
+    makes sense, ``None`` when the answer is that it cannot be known.
+    """
+
+    def __init__(self, message: str, *, kind: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after
+
+    @property
+    def http_status(self) -> int:  # type: ignore[override]
+        """503 when it can be asked again, 409 when not."""
+        return 409 if self.retry_after is None else 503
+
+
+class ProbeFailed(MemweirError):
+    """Raised by a probe to say why it has no answer: ``kind`` as in :class:`~memweir.Reason`.
+
+    ``error`` is the class name of what happened, ``status`` its HTTP status, ``retry_after`` the
+    seconds that a server asked for.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        error: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"the probe has no answer: {kind}" + (f" ({error})" if error else ""))
+        self.kind = kind
+        self.error = error
+        self.status = status
+        self.retry_after = retry_after
+
+
+class IdentifierError(MemweirError, ValueError):
+    """A name from outside is not clean; the error never holds the name.
+
+    ``code`` says what is wrong and ``offset`` where, in characters; ``kind`` is what it was to be
+    and ``index`` its place in an argv.
+    """
+
+    http_status = 400
+
+    def __init__(
+        self, message: str, *, code: str, offset: int, kind: str, index: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.offset = offset
+        self.kind = kind
+        self.index = index

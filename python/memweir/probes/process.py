@@ -1,0 +1,3 @@
+"""x"""
+
+run_probe_process = None
