@@ -319,7 +319,7 @@ class ProbeCache(Generic[T]):
                 identified = self._keys.identified
 
                 def current() -> bool:
-                    return identified(subject) == key[3]
+                    return bool(identified(subject) == key[3])
 
         seen = 0
         if refresh:

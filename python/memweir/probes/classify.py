@@ -18,10 +18,10 @@ from memweir.probes.verdict import PERMANENT, Kind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Failure", "classify_hub"]
+__all__ = ["KINDS", "Failure", "classify_hub"]
 
 FailureKind: TypeAlias = Kind | Literal["bug"]
-_KINDS = frozenset({*get_args(Kind), "bug"})
+KINDS = frozenset({*get_args(Kind), "bug"})
 
 
 class Failure(NamedTuple):
@@ -87,7 +87,7 @@ def classify_hub(error: BaseException) -> Failure:
     """
     name = type(error).__qualname__
     if isinstance(error, ProbeFailed):
-        kind = error.kind if error.kind in _KINDS else "transient"
+        kind = error.kind if error.kind in KINDS else "transient"
         return Failure(_kind(kind), error.error or name, error.status, error.retry_after)
     if isinstance(error, UnknownVerdict):  # a probe that asks another
         kind = error.kind if error.kind in PERMANENT else "transient"
@@ -125,7 +125,7 @@ def classify_hub(error: BaseException) -> Failure:
 
 
 def _kind(name: str) -> FailureKind:
-    return name  # type: ignore[return-value]  # it is one of _KINDS
+    return name  # type: ignore[return-value]  # it is one of KINDS
 
 
 def _by_class_known(names: list[str]) -> bool:

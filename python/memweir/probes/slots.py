@@ -34,7 +34,7 @@ class Slot:
         self.failure: Verdict[Any] | None = None  # what is said during the back-off
         self.failures = 0
         self.locked_until = 0.0  # until when a server asked to be left alone
-        self.touched = True  # a new slot outlives the first turn of the clock
+        self.touched = False
         self.job: Job | None = None
         self._offers: deque[Verdict[Any]] = deque(maxlen=8)
 
@@ -77,9 +77,9 @@ class Slots:
         new = Slot()
         slot = self.table.setdefault(key, new)
         if slot is new:
-            self._ring.append((key, slot))
             if len(self.table) > self.most or len(self._ring) > 2 * self.most + 64:
                 self._turn()
+            self._ring.append((key, slot))  # a newcomer does not go in its own turn
         return slot
 
     def _turn(self) -> None:

@@ -125,7 +125,8 @@ class Verdict(Generic[T_co]):
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a verdict is immutable: {name} cannot be set")
 
-    __delattr__ = cast("Any", __setattr__)
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a verdict is immutable: {name} cannot be deleted")
 
     @property
     def known(self) -> bool:
