@@ -54,16 +54,23 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     """`text` with access tokens replaced by ``[redacted]``.
 
     Found are the given ``secrets``, the longest first, shapes that vendors document, credentials
-    in URLs, and what follows ``Bearer`` or ``Basic``. Terminal escapes are looked through; they
-    go where a secret is found, and text without one comes back as it was. Redacting again
+    in URLs, and what follows ``Bearer`` or ``Basic``. Terminal escapes are looked through: they go
+    where one would hide a secret. Text without a secret comes back as it was, and redacting again
     changes nothing. Time is linear in the length.
     """
-    plain = _ANSI.sub("", text) if "\x1b" in text or "\x9b" in text else text
     known = sorted({s for secret in secrets if (s := secret.strip())}, key=lambda s: (-len(s), s))
     literal = re.compile("|".join(map(re.escape, known))) if known else None
-    pieces = plain.split(MARK)
-    hidden = [_hide(piece, literal) for piece in pieces]
-    return text if hidden == pieces else MARK.join(hidden)
+    clean = _hidden(text, literal)
+    if "\x1b" not in clean and "\x9b" not in clean:
+        return clean
+    plain = _ANSI.sub("", clean)
+    again = _hidden(plain, literal)
+    return clean if again == plain else again
+
+
+def _hidden(text: str, literal: re.Pattern[str] | None) -> str:
+    # A mark is left as it is, and nothing is found across it.
+    return MARK.join(_hide(piece, literal) for piece in text.split(MARK))
 
 
 def _hide(piece: str, literal: re.Pattern[str] | None) -> str:

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from memweir.probes import ProbeCache, classify_hub
+from memweir.probes import ProbeCache
 
 
 def by_hub(subject, *, token):
@@ -38,39 +39,42 @@ def chain(error):
 
 def main(how, subjects):
     ask = {"hub": by_hub, "transformers": by_transformers}[how]
-    seen = []
+    seen = {}
 
-    def classify(error):
-        seen.append(chain(error))
-        return classify_hub(error)
+    def probe(subject, *, token):
+        try:
+            return ask(subject, token=token)
+        except Exception as error:
+            seen[subject] = chain(error)
+            raise
 
+    # Importing takes longer than a deadline.
     if how == "transformers":
-        import transformers.models.auto.configuration_auto  # which takes longer than a deadline
+        import transformers
 
         transformers.AutoConfig.for_model("bert")
     else:
         import huggingface_hub.file_download  # noqa: F401
-    cache = ProbeCache(ask, classify=classify, deadline=float(os.environ["DEADLINE"]))
-    for subject in subjects:
-        seen.clear()
+    cache = ProbeCache(probe, deadline=float(os.environ["DEADLINE"]))
+
+    def report(subject):
         began = time.monotonic()
-        verdict = cache.get(subject, token=os.environ.get("TOKEN", ""))
+        verdict = cache.get(subject, token="")
         reason = verdict.reason
-        print(
-            json.dumps(
-                {
-                    "subject": subject,
-                    "known": verdict.known,
-                    "kind": reason and reason.kind,
-                    "status": reason and reason.status,
-                    "error": reason and reason.error,
-                    "retry_after": verdict.retry_after,
-                    "seconds": time.monotonic() - began,
-                    "chain": seen[0] if seen else [],
-                }
-            ),
-            flush=True,
-        )
+        return {
+            "subject": subject,
+            "known": verdict.known,
+            "kind": reason and reason.kind,
+            "status": reason and reason.status,
+            "error": reason and reason.error,
+            "retry_after": verdict.retry_after,
+            "seconds": time.monotonic() - began,
+            "chain": seen.get(subject, []),
+        }
+
+    with ThreadPoolExecutor(len(subjects)) as pool:
+        for line in pool.map(report, subjects):
+            print(json.dumps(line))
     sys.stdout.flush()
     os._exit(0)  # threads of probes that were given up on still wait
 

@@ -11,7 +11,7 @@ import urllib.error
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from probe_kit import cache
 
@@ -213,6 +213,7 @@ def test_no_http_library_is_imported():
     assert done.stdout.strip() == ""
 
 
+@settings(deadline=None)
 @given(st.recursive(
     st.sampled_from([OSError, ValueError, TypeError, KeyError, lambda: http_error(404),
                      lambda: http_error(429), ConnectionError, MemoryError]),

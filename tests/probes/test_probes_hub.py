@@ -65,8 +65,7 @@ def told(request, python, tmp_path_factory):
         done = subprocess.run(
             [python, str(HERE / "hub_child.py"), request.param, *subjects],
             env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=170,
             check=False,
