@@ -7,19 +7,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 DEV := .venv
 DEMO := .venv-demo
+HUB0 := .venv-hub0
 UV := $(shell command -v uv || echo build/uv/bin/uv)
 PIP = $(UV) pip install --quiet --constraints constraints.txt --python
 RUST := $(shell git ls-files 'rust/*' Cargo.toml Cargo.lock 2>/dev/null || find rust -name '*.rs')
 PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
 export CARGO_TERM_QUIET ?= true
 
-.PHONY: help demo test rust-test lint pytest bench wheel clean
+.PHONY: help demo test rust-test lint pytest hub0 bench wheel clean
 
 
 help:
 	@echo "make demo    the same rollouts with and without memweir: a table and a chart"
 	@echo "make test    Rust tests, lints and Python tests"
 	@echo "make bench   every table of the README"
+	@echo "make hub0    an environment with transformers 4.57, whose errors the tests read, too"
 	@echo "make wheel   a release wheel in build/wheels"
 
 demo: build/demo.stamp
@@ -41,17 +43,19 @@ lint: build/dev.stamp
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
-pytest: build/dev.stamp
+pytest: build/dev.stamp build/hub0.stamp
 	$(DEV)/bin/python -X dev -W error -m pytest $(PYTEST_ARGS)
 
 bench: build/dev.stamp
 	$(PIP) $(DEV)/bin/python -r pyproject.toml --extra bench
 	$(DEV)/bin/python -m benches $(BENCH_ARGS)
 
+hub0: build/hub0.stamp
+
 wheel: build/wheel.stamp
 
 clean:
-	rm -rf build target $(DEV) $(DEMO)
+	rm -rf build target $(DEV) $(DEMO) $(HUB0)
 
 build/tools.stamp: Cargo.toml
 	@command -v cargo >/dev/null || { \
@@ -79,6 +83,12 @@ build/env.stamp: pyproject.toml constraints.txt | $(DEV)/bin/python
 
 build/dev.stamp: build/env.stamp $(RUST)
 	PATH="$(abspath $(dir $(UV))):$$PATH" VIRTUAL_ENV=$(CURDIR)/$(DEV) $(DEV)/bin/maturin develop --release --uv --quiet
+	@touch $@
+
+# The generation of Hugging Face libraries before the present one; its tests are skipped without it.
+build/hub0.stamp: tests/probes/hub0.txt | $(DEV)/bin/python
+	[ -x $(HUB0)/bin/python ] || $(UV) venv --quiet --python $(PYTHON) $(HUB0)
+	$(UV) pip install --quiet --python $(HUB0)/bin/python -r tests/probes/hub0.txt
 	@touch $@
 
 build/wheel.stamp: pyproject.toml README.md LICENSE $(RUST) $(PY) | $(UV) build/tools.stamp

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-ALL = ("imports", "identity", "cache", "render", "refs", "memory")
+ALL = ("imports", "identity", "cache", "render", "refs", "probes", "memory")
 
 
 def main(names: list[str]) -> None:

@@ -27,7 +27,7 @@ def test_json_is_one_object_with_every_section() -> None:
     done = run("-m", "memweir", "doctor", "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert set(facts) == {"versions", "allocator", "limits"}
+    assert set(facts) == {"versions", "allocator", "limits", "findings"}
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["versions"]["python"].startswith("{}.{}.{}".format(*sys.version_info))
     assert facts["allocator"]["malloc"]

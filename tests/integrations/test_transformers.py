@@ -97,9 +97,10 @@ def test_the_question_starts_no_process_and_imports_no_torch(tmp_path):
     code = (
         "import sys, subprocess, os\n"
         "def no(*a, **k): raise SystemExit('a process was started')\n"
-        "subprocess.Popen.__init__ = os.fork = os.posix_spawn = no\n"
         "import memweir as mw\n"
-        "from memweir.integrations.transformers import probe_cache, vision_support, audio_support\n"
+        "from memweir.integrations.transformers import *\n"
+        "hub_environment()\n"
+        "subprocess.Popen.__init__ = os.fork = os.posix_spawn = no\n"
         f"for probe in (vision_support, audio_support):\n"
         f"    print(probe_cache(probe, deadline=120).get({str(tmp_path)!r}, token='').value)\n"
         "print('torch' in sys.modules)\n"
@@ -233,6 +234,16 @@ def test_what_is_no_name_is_never_asked_for(hub_cache, name):
     assert verdict.reason.kind == "invalid"
 
 
+def test_a_forked_child_goes_on_with_the_same_environment():
+    from test_flight_fork import end_child, fork, passed
+
+    before = hf.hub_environment()
+    pid = fork()
+    if pid == 0:
+        end_child(lambda: hf.hub_environment() == before or pytest.fail("it changed"))
+    assert passed(pid)
+
+
 def test_the_environment_names_what_answers_depend_on(monkeypatch):
     from huggingface_hub import constants
 
@@ -250,20 +261,28 @@ def test_the_environment_names_what_answers_depend_on(monkeypatch):
     assert hf.hub_environment() != before
 
 
+ANSWERS = [
+    ("vision_support", "ok/Model", False),
+    ("audio_support", "ok/model", False),
+    ("vision_support", "gated/model", "denied"),
+    ("vision_support", "401-repo/model", "denied"),
+    ("vision_support", "404-entry/model", "absent"),
+    ("embedding_model", "404-entry/model", False),
+    ("embedding_model", "404-none/model", "absent"),  # nothing says that the repository is there
+    ("embedding_model", "404-repo/model", "absent"),
+    ("embedding_model", "gated/model", "denied"),
+]
+
+
 def test_probes_of_a_hub_that_answers(tmp_path):
     """In a process of its own, since the address of the hub is read when it is imported."""
     here = Path(__file__).parents[1]
     code = (
         "import json, memweir as mw\n"
-        "from memweir.integrations.transformers import *\n"
-        "for probe, name in ((vision_support, 'ok/Model'), (audio_support, 'ok/model'),\n"
-        "                    (vision_support, 'gated/model'), (vision_support, '404-entry/model'),\n"
-        "                    (embedding_model, '404-entry/model'),\n"
-        "                    (embedding_model, '404-none/model'),\n"
-        "                    (embedding_model, '404-repo/model'), (embedding_model, '500/model')):\n"
-        "    v = probe_cache(probe, deadline=8).get(name, token=mw.ANONYMOUS)\n"
-        "    print(json.dumps(v.value if v.known else v.reason.kind), flush=True)\n"
-        "import os; os._exit(0)\n"
+        "from memweir.integrations import transformers as hf\n"
+        "for probe, name in json.loads(input()):\n"
+        "    verdict = hf.probe_cache(getattr(hf, probe), deadline=100).get(name, token='')\n"
+        "    print(json.dumps(verdict.value if verdict.known else verdict.reason.kind))\n"
     )
     sys.path.insert(0, str(here / "probes"))
     try:
@@ -274,11 +293,15 @@ def test_probes_of_a_hub_that_answers(tmp_path):
         env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path),
                "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            input=json.dumps([question[:2] for question in ANSWERS]),
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
         )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert lines[:7] == [False, False, "denied", "absent", False, "absent", "absent"]
-    assert lines[7] in ("timeout", "transient")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told == [answer for _, _, answer in ANSWERS]
     assert {"model", "Model"} & {part for path in asked for part in path.split("/")} == {"model"}
 
 

@@ -15,7 +15,24 @@ from . import machine
 
 __all__ = ["examine", "run"]
 
-PACKAGES = ("memweir", "numpy", "pillow", "transformers", "torch")
+PACKAGES = ("memweir", "numpy", "pillow", "transformers", "huggingface-hub", "torch")
+
+# Pairs that break each other when they are installed apart: the first declares which versions of
+# the second it works with, and an installer that is told not to look does not look.
+PAIRS = (
+    ("transformers", "huggingface-hub"),
+    ("transformers", "tokenizers"),
+    ("transformers", "safetensors"),
+    ("tokenizers", "huggingface-hub"),
+    ("datasets", "huggingface-hub"),
+    ("diffusers", "huggingface-hub"),
+    ("sentence-transformers", "transformers"),
+    ("sentence-transformers", "huggingface-hub"),
+    ("torchvision", "torch"),
+    ("torchaudio", "torch"),
+)
+# What is imported and not declared.
+UNDECLARED = (("renderers", "httpx"),)
 
 
 def examine() -> dict[str, Any]:
@@ -24,6 +41,7 @@ def examine() -> dict[str, Any]:
         "versions": versions(),
         "allocator": allocator(),
         "limits": limits(),
+        "findings": findings(),
     }
 
 
@@ -39,7 +57,7 @@ def run(*, as_json: bool) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for section, entries in facts.items():
         table.add_row(f"[bold]{section}[/bold]")
-        for name, value in entries.items():
+        for name, value in (entries or {"": None}).items():
             table.add_row(f"  {name.replace('_', ' ')}", _shown(name, value))
     Console().print(table)
 
@@ -50,12 +68,53 @@ def versions() -> dict[str, str | None]:
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": platform.platform(),
     }
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
+    found |= {package: _version(package) for package in PACKAGES}
     return found
+
+
+def findings() -> dict[str, str]:
+    """What is wrong, by what it is wrong with: pairs of libraries that break each other."""
+    found = {}
+    for package, other in PAIRS:
+        need = _need(package, other)
+        if need is not None:
+            found[f"{package} and {other}"] = need
+    for package, other in UNDECLARED:
+        if _version(package) is not None and _version(other) is None:
+            found[f"{package} without {other}"] = (
+                f"{package} {_version(package)} imports {other}, does not declare it, and it is "
+                f"not installed: install {other}"
+            )
+    return found
+
+
+def _need(package: str, other: str) -> str | None:
+    """What `package` says about the `other` that is installed, if that does not fit."""
+    has, version = _version(other), _version(package)
+    if version is None:
+        return None
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError:
+        return None
+    for line in metadata.requires(package) or ():
+        requirement = Requirement(line)
+        if requirement.name.lower().replace("_", "-") != other:
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if has is None:
+            return f"{package} {version} needs {other}{requirement.specifier}, not installed"
+        if not requirement.specifier.contains(has, prereleases=True):
+            return f"{package} {version} needs {other}{requirement.specifier}, and {has} is there"
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def allocator() -> dict[str, str | None]:

@@ -16,11 +16,12 @@ from __future__ import annotations
 import json
 import os
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from memweir.errors import IdentifierError, ProbeFailed
-from memweir.identifiers import check_identifier, fingerprint
+from memweir.identifiers import check_identifier
 from memweir.probes import ProbeCache
 
 if TYPE_CHECKING:
@@ -103,21 +104,29 @@ def hub_name(subject: str) -> str:
         check_identifier(name)
     except IdentifierError:
         return subject
-    folder = "models--" + name.replace("/", "--")
+    from huggingface_hub import constants
+
+    folder = str(constants.HF_HUB_CACHE)
     try:
-        cached = os.listdir(_hub_cache())  # noqa: PTH208
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116
     except OSError:
         return name.lower()
+    return _cached_spelling(name, folder, changed)
+
+
+@lru_cache(maxsize=4096)
+def _cached_spelling(name: str, cache: str, changed: int) -> str:
+    """The spelling in a cache folder that changed last at that time."""
+    folder = "models--" + name.replace("/", "--")
+    cached = os.listdir(cache)  # noqa: PTH208
     if folder in cached:
         return name
     alike = sorted(each for each in cached if each.lower() == folder.lower())
     if not alike:
         return name.lower()
-    spelt = alike[0].removeprefix("models--")
-    # The name has as many dashes as it had before, and '/' was written as two.
-    return (
-        spelt if "/" not in name else spelt[: name.index("/")] + "/" + spelt[name.index("/") + 2 :]
-    )
+    spelt, owner = alike[0].removeprefix("models--"), name.partition("/")[0]
+    # '/' is written as two dashes, and a name has other dashes.
+    return spelt if owner == name else f"{spelt[: len(owner)]}/{spelt[len(owner) + 2 :]}"
 
 
 def file_stamps(subject: str) -> Hashable:
@@ -141,29 +150,32 @@ def _stamp(path: str) -> tuple[int, ...] | None:
 def hub_environment() -> Hashable:
     """Versions of the libraries, the Hub's address, the cache's place, and whether it is offline.
 
-    The address is kept as a fingerprint, since it may hold credentials.
+    The address is kept as a digest, since it may hold credentials.
     """
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE or _is_set("TRANSFORMERS_OFFLINE")
-    return (_versions(), fingerprint(constants.ENDPOINT), constants.HF_HUB_CACHE, offline)
-
-
-def _versions() -> tuple[str, str]:
     import huggingface_hub
     import transformers
+    from huggingface_hub import constants
 
-    return (transformers.__version__, huggingface_hub.__version__)
+    return (
+        transformers.__version__,
+        huggingface_hub.__version__,
+        _digest(constants.ENDPOINT),
+        constants.HF_HUB_CACHE,
+        constants.HF_HUB_OFFLINE or _is_set("TRANSFORMERS_OFFLINE"),
+    )
+
+
+@lru_cache(maxsize=8)
+def _digest(address: str) -> bytes:
+    # Without a key: a forked child goes on with the same one. Each address comes by here once, and
+    # so the first probe does not import its library on its own time.
+    from huggingface_hub import hf_hub_download  # noqa: F401
+
+    return blake2b(address.encode(), digest_size=32).digest()
 
 
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _hub_cache() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.HF_HUB_CACHE)
 
 
 _NO_ENTRY = "NoSuchFile"
@@ -233,9 +245,11 @@ def _tables() -> _Tables:
 
     They are read from its source: importing them would import torch.
     """
-    import transformers
-    from transformers.models.auto import configuration_auto
+    from importlib import import_module
 
+    import transformers
+
+    auto: Any = import_module("transformers.models.auto.configuration_auto")
     images = _pairs("IMAGE_PROCESSOR_MAPPING_NAMES", "image_processing_auto")
     sounds = _pairs("FEATURE_EXTRACTOR_MAPPING_NAMES", "feature_extraction_auto")
     if not images or not sounds:
