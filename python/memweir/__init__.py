@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .pixels.intern import Interned, intern_sources
     from .identifiers import check_argv, check_identifier, fingerprint, loggable
     from .logs import RedactingFilter
+    from .pixels.ledger import SendOnce
     from .pixels.processor import CachedProcessor
     from .pixels.refs import PixelRef
     from .pixels.resolve import Recompute, materialize, resolvers
@@ -78,6 +79,7 @@ _LAZY = {
     "Reason": "probes.verdict",
     "Recompute": "pixels.resolve",
     "RedactingFilter": "logs",
+    "SendOnce": "pixels.ledger",
     "Settings": "settings",
     "SourceMemo": "pixels.sources",
     "SourceRef": "pixels.source_refs",
@@ -133,6 +135,7 @@ __all__ = [
     "RedactingFilter",
     "Refused",
     "Released",
+    "SendOnce",
     "Settings",
     "SourceMemo",
     "SourceRef",

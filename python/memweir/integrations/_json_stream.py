@@ -1,0 +1,102 @@
+"""JSON whose long texts are made while it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Final, Protocol, runtime_checkable
+
+__all__ = ["JsonStream", "LongText"]
+
+_ENOUGH: Final = 64 << 10
+"""Bytes that are worth a turn of their own."""
+
+
+@runtime_checkable
+class LongText(Protocol):
+    """Text that JSON needs no escapes for, in pieces that are made when they are asked for."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of all pieces."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """The text from its beginning, ASCII without quotes, backslashes and control characters."""
+
+
+class JsonStream:
+    """An object as JSON, UTF-8, with :class:`LongText` anywhere in place of a string.
+
+    ``length`` is the number of bytes, known beforehand. Iterating gives them in pieces, as often
+    as one likes; ``async for`` makes each piece in a worker thread. What a text raises goes
+    through to whoever iterates and is kept as ``failure``, because HTTP clients wrap it.
+
+    Raises ``TypeError`` and ``ValueError`` for what JSON has not, NaN included.
+    """
+
+    __slots__ = ("_parts", "_value", "failure", "length")
+
+    def __init__(self, value: Mapping[str, Any]) -> None:
+        texts: list[LongText] = []
+        mark = os.urandom(16).hex()
+
+        def stand_in(other: object) -> str:
+            if not isinstance(other, LongText):
+                raise TypeError(f"{type(other).__name__} cannot be written as JSON")
+            texts.append(other)
+            return f"{mark}{len(texts) - 1}"
+
+        encoder = json.JSONEncoder(
+            ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=stand_in
+        )
+        between = re.split(f"{mark}[0-9]+", encoder.encode(value))
+        parts: list[bytes | LongText] = [between[0].encode()]
+        for text, after in zip(texts, between[1:], strict=True):
+            parts += [text, after.encode()]
+        self._value = value
+        self._parts = parts
+        self.length = sum(len(p) if isinstance(p, bytes) else p.length for p in parts)
+        self.failure: BaseException | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The same object with the whole texts in it, for clients that write JSON themselves."""
+        plain: dict[str, Any] = _whole(self._value)
+        return plain
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.failure = None
+        small = b""
+        try:
+            for part in self._parts:
+                for piece in [part] if isinstance(part, bytes) else part.pieces():
+                    small = small + piece if small else piece
+                    if len(small) >= _ENOUGH:
+                        yield small
+                        small = b""
+        except BaseException as error:
+            if not isinstance(error, GeneratorExit):
+                self.failure = error
+            raise
+        if small:
+            yield small
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces = iter(self)
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        # Token ids are many and plain.
+        return value if not any(map(_holds, value)) else [_whole(item) for item in value]
+    return b"".join(value.pieces()).decode() if isinstance(value, LongText) else value
+
+
+def _holds(value: object) -> bool:
+    return not isinstance(value, int | float | str) and value is not None
