@@ -30,8 +30,8 @@ class LongText(Protocol):
 class JsonStream:
     """An object as JSON, UTF-8, with :class:`LongText` anywhere in place of a string.
 
-    ``length`` is the number of bytes, known beforehand. Iterating gives them in pieces, as often
-    as one likes; ``async for`` makes each piece in a worker thread. What a text raises goes
+    ``length`` is the number of bytes, known beforehand. :meth:`pieces` gives them as often as one
+    likes, and ``async for`` too, with each piece made in a worker thread. What a text raises goes
     through to whoever iterates and is kept as ``failure``, because HTTP clients wrap it.
 
     Raises ``TypeError`` and ``ValueError`` for what JSON has not, NaN included.
@@ -66,7 +66,9 @@ class JsonStream:
         plain: dict[str, Any] = _whole(self._value)
         return plain
 
-    def __iter__(self) -> Iterator[bytes]:
+    # Not __iter__: an HTTP client would take that for a body that it must not wait for.
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, in pieces."""
         self.failure = None
         small = b""
         try:
@@ -84,7 +86,7 @@ class JsonStream:
             yield small
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        pieces = iter(self)
+        pieces = self.pieces()
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             yield piece
 
