@@ -7,6 +7,7 @@ import os
 import sys
 
 ALL = ("imports", "identity", "cache", "render", "refs", "probes", "memory")
+ALL = ("imports", "identity", "cache", "render", "refs", "wire", "memory")
 
 
 def main(names: list[str]) -> None:

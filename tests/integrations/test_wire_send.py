@@ -169,7 +169,7 @@ def test_only_data_uris_and_what_has_a_name_is_named(engine: Engine) -> None:
     assert [item.hash for item in images.items] == ["mine", "id"]
     ledger = lru(route="content_parts")
     plan = ledger.plan(images.items)
-    full = images.fill({}, plan)["content_parts"]
+    full = JsonStream(images.fill({}, plan)).plain()["content_parts"]
     assert full == [web, sound, named, {**parts_of("a")[0], "uuid": "id"}]
     ledger.confirm(plan)
     filled = images.fill({}, ledger.plan(images.items))["content_parts"]
@@ -178,6 +178,20 @@ def test_only_data_uris_and_what_has_a_name_is_named(engine: Engine) -> None:
     places = {"mm_placeholders": {"image": [{"length": n, "offset": 0} for n in (7, 2, 3)]}}
     sizes = [item.nbytes for item in images.measured(plan, places).items]
     assert sizes == [2 * TOKEN_BYTES, 3 * TOKEN_BYTES]
+
+
+@pytest.mark.parametrize("odd", ["", '"', "\\", "\n", "\x1f", "\x7f", "é", "\ud800"])
+def test_sources_are_written_as_json_writes_them(odd: str) -> None:
+    parts = [{"type": "image_url", "url": "data:" + "A" * 40_000 + odd + "B", "uuid": "u"}]
+    images = ContentParts(parts)
+    body = images.fill({"model": "m"}, mw.SendOnce(route="content_parts").plan(images.items))
+    if odd == "\ud800":
+        with pytest.raises(UnicodeEncodeError):
+            JsonStream(body)
+        return
+    stream = JsonStream(body)
+    assert json.loads(b"".join(stream.pieces())) == {"model": "m", "content_parts": parts}
+    assert stream.plain() == {"model": "m", "content_parts": parts}
 
 
 def test_an_engine_that_does_not_tell_sizes_is_taken_to_hold_little() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
 
 from memweir.errors import UnsupportedType
 from memweir.identity import hash_bytes
-from memweir.integrations._json_stream import LongText
+from memweir.integrations._json_stream import LongText, ReadyText
 from memweir.integrations._vllm_items import WireItem, WireType
 from memweir.pixels.ledger import Item, Plan, Route
 
@@ -16,6 +19,8 @@ __all__ = ["TOKEN_BYTES", "ContentParts", "Features"]
 
 TOKEN_BYTES: Final = 24_576
 """Bytes of tensors behind a placeholder token, at most: four patches of Qwen-VL in float32."""
+
+_LONG: Final = 16 << 10
 
 _UNTOLD: Final = 32 << 20
 """Bytes that an image is taken to have in an engine that does not tell its placeholders."""
@@ -57,7 +62,7 @@ class Features:
                 if not isinstance(text, str):
                     raise ValueError(f"{modality} {number} is not encoded: {type(text).__name__}")
                 nbytes = len(text) // 4 * 3
-                found.append(_Image(modality, number, place, name, nbytes, _Text(text)))
+                found.append(_Image(modality, number, place, name, nbytes, ReadyText(text)))
         self = cls.__new__(cls)
         self._images = sorted(found, key=lambda image: image.place["offset"])
         return self
@@ -109,37 +114,45 @@ class ContentParts:
         identify: Callable[[str], str] | None = None,
         token_bytes: int = TOKEN_BYTES,
     ) -> None:
+        images = [part for part in parts if part.get("type") == "image_url"]
+        if not all(part.get("url") for part in images):
+            raise ValueError("an image's URL must be there to be sent again, and is missing")
+        self._given = parts
+        self._identify = identify or _identify
         self._token_bytes = token_bytes
-        self._parts: list[tuple[Mapping[str, Any], int | None]] = []
-        self._images: list[tuple[str, int]] = []
-        images = 0
-        for part in parts:
-            if part.get("type") != "image_url":
-                self._parts.append((part, None))
-                continue
-            name, url = part.get("uuid"), part.get("url")
-            if not url:
-                raise ValueError("an image's URL must be there to be sent again, and is missing")
-            if not name and url.startswith("data:"):
-                name = (identify or _identify)(url)
-            if name:
-                self._parts.append(({**part, "uuid": name}, len(self._images)))
-                self._images.append((name, images))
-            else:
-                self._parts.append((part, None))
-            images += 1
 
     @property
     def items(self) -> tuple[Item, ...]:
         """What a ledger plans by, in order; their sizes are in the reply."""
         return tuple(Item(name, 0) for name, _ in self._images)
 
+    @cached_property
+    def _parts(self) -> list[tuple[Mapping[str, Any], str | None]]:
+        """The parts as they are sent whole, and the names of those that are images to be named."""
+        named: list[tuple[Mapping[str, Any], str | None]] = []
+        for part in self._given:
+            name = part.get("uuid") if part.get("type") == "image_url" else None
+            if not name and part.get("type") == "image_url" and part["url"].startswith("data:"):
+                name = self._identify(part["url"])
+            named.append(({**part, "uuid": name}, name) if name else (part, None))
+        return named
+
+    @cached_property
+    def _images(self) -> list[tuple[str, int]]:
+        """The names, and which image of the request each is of."""
+        images = [name for part, name in self._parts if part.get("type") == "image_url"]
+        return [(name, number) for number, name in enumerate(images) if name]
+
     def fill(self, body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         """``body`` with these parts; references have a ``uuid`` and no ``url``."""
-        filled = []
-        for part, item in self._parts:
-            refer = item is not None and not plan.send[item]
-            filled.append({k: v for k, v in part.items() if k != "url"} if refer else dict(part))
+        filled, sends = [], iter(plan.send)
+        for part, name in self._parts:
+            new = dict(part)
+            if name and not next(sends):
+                del new["url"]
+            elif "url" in new:
+                new["url"] = _quotable(new["url"])
+            filled.append(new)
         return {**body, "content_parts": filled}
 
     def measured(self, plan: Plan, reply: object) -> Plan:
@@ -163,16 +176,12 @@ class _Image(NamedTuple):
     text: LongText
 
 
-class _Text:
-    """A long text that is there already."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self.length = len(text)
-
-    def pieces(self) -> Iterator[bytes]:
-        for start in range(0, len(self._text), 1 << 20):
-            yield self._text[start : start + (1 << 20)].encode("ascii")
+def _quotable(text: str) -> str | LongText:
+    """A long text that JSON has no escapes for as one that nobody needs to look through again."""
+    if len(text) < _LONG or not text.isascii() or '"' in text or "\\" in text:
+        return text
+    control = np.frombuffer(text.encode("ascii"), np.uint8).min() < ord(" ")
+    return text if control else ReadyText(text)
 
 
 _Row = tuple[str, dict[str, int], Any]

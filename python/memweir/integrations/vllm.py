@@ -17,7 +17,7 @@ from memweir.errors import Refused
 from memweir.integrations._json_stream import JsonStream
 from memweir.integrations._vllm_images import TOKEN_BYTES, ContentParts, Features
 from memweir.integrations._vllm_items import WireType
-from memweir.pixels.ledger import Engine, Route, SendOnce
+from memweir.pixels.ledger import Engine, Plan, Route, SendOnce
 
 __all__ = ["ContentParts", "Features", "SendOnceClient", "is_miss", "send", "send_once"]
 
@@ -75,12 +75,17 @@ async def send(
     """
     if ledger.route != images.route:
         raise ValueError(f"the ledger is for {ledger.route}, and these images go as {images.route}")
-    plan = ledger.plan(images.items)
-    answer = await _attempt(post, images.fill(body, plan), whole=not plan.references)
+
+    def prepare(whole: bool) -> tuple[Plan, JsonStream]:
+        plan = ledger.plan(images.items, whole=whole)
+        return plan, JsonStream(images.fill(body, plan))
+
+    plan, stream = await asyncio.to_thread(prepare, False)
+    answer = await _attempt(post, stream, whole=not plan.references)
     if plan.references and is_miss(answer):
         ledger.miss(plan)
-        plan = ledger.plan(images.items, whole=True)
-        answer = await _attempt(post, images.fill(body, plan), whole=True)
+        plan, stream = await asyncio.to_thread(prepare, True)
+        answer = await _attempt(post, stream, whole=True)
     if isinstance(answer, Exception):
         raise answer
     if getattr(answer, "status_code", 200) < 400:
@@ -88,9 +93,8 @@ async def send(
     return answer
 
 
-async def _attempt(post: Post, body: Mapping[str, Any], *, whole: bool) -> Any:
+async def _attempt(post: Post, stream: JsonStream, *, whole: bool) -> Any:
     """The answer, or the error that there was instead."""
-    stream = await asyncio.to_thread(JsonStream, body)
     try:
         return await post(stream, whole)
     except Exception as error:
@@ -163,7 +167,7 @@ class SendOnceClient:
     ) -> Any:
         """The client's ``post``; see the class and :func:`send`."""
         options = dict(options or {})
-        images = await asyncio.to_thread(self._images, path, body)
+        images = self._images(path, body)
         if images is None:
             return await self._client.post(path, body=body, options=options, **more)
         headers = options.get("headers") or {}
