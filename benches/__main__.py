@@ -6,8 +6,7 @@ import importlib
 import os
 import sys
 
-ALL = ("imports", "identity", "cache", "render", "refs", "probes", "memory")
-ALL = ("imports", "identity", "cache", "render", "refs", "wire", "memory")
+ALL = ("imports", "identity", "cache", "render", "refs", "probes", "wire", "memory")
 
 
 def main(names: list[str]) -> None:

@@ -197,27 +197,34 @@ def _called(
     return make
 
 
+# Each comes with a cache of its own every time.
+def _boxed(probe: Any) -> Any:
+    return cachebox.cached(cachebox.LRUCache(64))(probe)
+
+
+def _tools(probe: Any) -> Any:
+    return cachetools.cached(cachetools.LRUCache(64), lock=threading.Lock())(probe)
+
+
+def _tools_waiting(probe: Any) -> Any:
+    return cachetools.cached(cachetools.LRUCache(64), condition=threading.Condition())(probe)
+
+
+def _alru(probe: Any) -> Any:
+    return alru_cache(64)(probe)
+
+
+def _lru(probe: Any) -> Any:
+    return lru_cache(64)(probe)
+
+
 WAYS: dict[str, tuple[Any, Any, bool]] = {
     "memweir": (_memweir, _memweir_async, True),
-    "cachebox": (
-        _called(lambda probe: cachebox.cached(cachebox.LRUCache(64))(probe)),
-        _called(lambda probe: cachebox.cached(cachebox.LRUCache(64))(probe), "later"),
-        False,
-    ),
-    "cachetools, lock": (
-        _called(lambda p: cachetools.cached(cachetools.LRUCache(64), lock=threading.Lock())(p)),
-        None,
-        False,
-    ),
-    "cachetools, condition": (
-        _called(
-            lambda p: cachetools.cached(cachetools.LRUCache(64), condition=threading.Condition())(p)
-        ),
-        None,
-        False,
-    ),
-    "async-lru": (None, _called(lambda probe: alru_cache(64)(probe), "later"), False),
-    "functools.lru_cache": (_called(lambda probe: lru_cache(64)(probe)), None, False),
+    "cachebox": (_called(_boxed), _called(_boxed, "later"), False),
+    "cachetools, lock": (_called(_tools), None, False),
+    "cachetools, condition": (_called(_tools_waiting), None, False),
+    "async-lru": (None, _called(_alru, "later"), False),
+    "functools.lru_cache": (_called(_lru), None, False),
     "a dict by hand": (_hand_written, None, False),
 }
 

@@ -42,9 +42,9 @@ from .identity import (
 from .pixels.cache import CacheStats, PixelCache, Spec
 
 if TYPE_CHECKING:
-    from .pixels.intern import Interned, intern_sources
     from .identifiers import check_argv, check_identifier, fingerprint, loggable
     from .logs import RedactingFilter
+    from .pixels.intern import Interned, intern_sources
     from .pixels.ledger import SendOnce
     from .pixels.processor import CachedProcessor
     from .pixels.refs import PixelRef
@@ -114,10 +114,10 @@ __all__ = [
     "CachedProcessor",
     "Conflict",
     "Digest",
-    "Interned",
     "EvictionFailed",
     "IdentifierError",
     "InUse",
+    "Interned",
     "LeaseLost",
     "LoadFailed",
     "MemweirError",
@@ -146,10 +146,10 @@ __all__ = [
     "Unverifiable",
     "Verdict",
     "__version__",
-    "find_source",
     "check_argv",
     "check_identifier",
     "classify_hub",
+    "find_source",
     "fingerprint",
     "hash_array",
     "hash_bytes",
@@ -163,8 +163,8 @@ __all__ = [
     "redact",
     "resolvers",
     "restore_sources",
-    "source_id",
     "run_probe_process",
+    "source_id",
     "strip",
 ]
 

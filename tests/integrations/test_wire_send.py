@@ -228,6 +228,26 @@ def test_an_engine_process_that_lost_what_its_front_still_names(engine: Engine) 
     assert engine.sent() == ["++", "--", "++"]
 
 
+def test_a_resend_is_whole_though_others_claim_its_images_meanwhile(engine: Engine) -> None:
+    class Raced(mw.SendOnce):
+        def miss(self, lost: Any = None) -> None:
+            super().miss(lost)
+            self.confirm(self.plan(lost.items, whole=True))
+
+    async def post(stream: JsonStream, whole: bool) -> Any:
+        status, answer = engine.answer(b"".join(stream.pieces()))
+        return httpx.Response(status, json=answer)
+
+    async def main() -> None:
+        ledger = Raced(1 << 20, engine="lru")
+        await send(post, BODY, Features(data_of("ab")), ledger)
+        engine.caches.clear()
+        await send(post, BODY, Features(data_of("ab")), ledger)
+
+    asyncio.run(main())
+    assert engine.sent() == ["++", "--", "++"]
+
+
 @ROUTES
 def test_a_second_miss_goes_through(engine: Engine, route: Any, turn: Any) -> None:
     async def rollout(client: SendOnceClient) -> None:
@@ -601,11 +621,12 @@ def test_a_client_without_streams_gets_plain_objects(engine: Engine) -> None:
         reply = await features(client, "ab")
         assert reply.status_code == 200
         engine.faults.append(error(*OTHERS[0]))
-        reply = await features(client, "ab")
+        reply = await features(client, "abc")
         assert reply.status_code == 400
+        await features(client, "abc")
 
     asyncio.run(main())
-    assert engine.sent() == ["+", "-+", "++", "--"]
+    assert engine.sent() == ["+", "-+", "++", "--+", "--+"]
 
 
 def test_any_function_that_posts_will_do(engine: Engine) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import random
 import subprocess
 import sys
 import textwrap
 from typing import Any
+
+import PIL.Image
 
 SIZE = 9_000
 """Characters of a source, more or less."""
@@ -23,6 +26,19 @@ def uri(seed: int, size: int = SIZE) -> str:
 def blob(seed: int, size: int = SIZE) -> bytes:
     """Bytes, another object each time."""
     return random.Random(seed).randbytes(size)
+
+
+def picture(seed: int, width: int = 96, height: int = 72) -> PIL.Image.Image:
+    """Noise that no encoding makes small."""
+    pixels = random.Random(seed).randbytes(width * height * 3)
+    return PIL.Image.frombytes("RGB", (width, height), pixels)
+
+
+def encode(image: PIL.Image.Image, kind: str = "PNG") -> bytes:
+    """The image as the content of a file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
 
 
 def turn(*seeds: int, kind: str = "openai") -> dict[str, Any]:

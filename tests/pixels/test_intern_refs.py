@@ -17,9 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from intern_kit import SIZE, blob, python, sources, turn, uri
-from processor_kit import difference, encode, photo
-from processor_kit import uri as image_uri
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import memweir as mw
 from memweir.pixels.source_refs import PREFIX, key_of
@@ -61,6 +58,12 @@ def test_sources_are_stored_once_and_come_back(kind: str, store: mw.PixelCache) 
     assert back == before
     assert len({id(source) for source in sources(back)}) == 3
     assert [type(x) for x in sources(back)] == [type(x) for x in sources(before)]
+
+
+def test_an_object_in_two_places_is_counted_once(store: mw.PixelCache) -> None:
+    source = uri(1)
+    s = mw.intern_sources({"url": source, "image": source, "text": "look"}, store=store)
+    assert (s.found, s.distinct, s.saved) == (1, 1, len(source))
 
 
 @pytest.mark.parametrize("kind", ["openai", "blob"])
@@ -438,28 +441,6 @@ def test_threads_share_messages_and_a_store(inplace: bool) -> None:
     assert errors == []
     assert mw.restore_sources(messages, inplace=True) == before
     assert store.stats().peak_bytes <= store.budget
-
-
-def test_pixels_are_made_again_from_an_interned_source(store: mw.PixelCache) -> None:
-    """Both the pixels and the text that they came from are references; nothing else is kept."""
-    processor = Qwen2VLImageProcessorPil()
-    pixels = mw.PixelCache("32 MiB")
-    text = image_uri(encode(photo(640, 480)))
-    cached = mw.CachedProcessor(processor, pixels)
-    answer = cached(text, return_tensors="np")
-    plain = processor(text, return_tensors="np")
-    messages = mw.intern_sources([{"image": text}], store=store)
-    kept = mw.strip(dict(answer), pixels).data
-    pixels.clear()
-    with pytest.raises(mw.MissingPixels):
-        mw.materialize(kept)
-    recompute = mw.Recompute(processor, fetch=mw.find_source)
-    assert difference(dict(plain), mw.materialize(kept, recompute)) is None
-    assert mw.find_source(mw.source_id(text)) == text
-    del messages
-    store.clear()
-    assert mw.find_source(mw.source_id(text)) is None
-    assert mw.find_source(mw.strip(np.zeros(9000), pixels).data) is None
 
 
 def test_a_reference_goes_through_another_process(store: mw.PixelCache) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 import pytest
-from processor_kit import encode, photo, uri
+from intern_kit import encode, picture, uri
 
 import memweir as mw
 from memweir.pixels import source_id as module
 
-A, B = photo(), photo(name="coffee")
+A, B = picture(1), picture(2)
 PNG, OTHER = encode(A), encode(B)
 posix = pytest.mark.skipif(os.name != "posix", reason="about names and files of Unix")
 
@@ -238,7 +238,7 @@ def test_a_file_may_have_the_name_of_a_base64_text(
 
 def test_threads_read_while_a_file_is_replaced(file: Path, clock: Callable[[float], None]) -> None:
     """Each answer is the id of a content that the file had, whole."""
-    contents = [encode(photo(name=name), "PPM") for name in ("astronaut", "coffee", "rocket")]
+    contents = [encode(picture(n), "PPM") for n in range(3)]
     whole = {mw.hash_bytes(content) for content in contents}
     wrong, stop = [], threading.Event()
 
@@ -267,7 +267,7 @@ def test_threads_read_while_a_file_is_replaced(file: Path, clock: Callable[[floa
 
 def test_a_memo_maps_ids_to_pixels_size_and_mode() -> None:
     memo = mw.SourceMemo()
-    source = mw.source_id(uri(PNG))
+    source = mw.source_id(uri(1))
     assert memo.get(source) is None
     memo.put(source, mw.PixelId.of(PIL.Image.open(io.BytesIO(PNG))))
     known = memo.get(source)
@@ -287,8 +287,8 @@ def test_a_memo_is_bounded() -> None:
 
 
 def test_to_a_memo_text_is_not_the_bytes_that_spell_it() -> None:
-    memo, source = mw.SourceMemo(), mw.source_id(uri(PNG))
-    assert source == mw.source_id(uri(PNG).encode())
+    memo, source = mw.SourceMemo(), mw.source_id(uri(1))
+    assert source == mw.source_id(uri(1).encode())
     memo.put(source, mw.PixelId.of(A), text=True)
     assert memo.get(source) is None
     assert memo.get(source, text=True) is not None

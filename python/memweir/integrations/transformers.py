@@ -262,9 +262,7 @@ def _tables() -> _Tables:
             for name in names
         }
         sounds = {kind: names for kind, names in sounds.items() if not names & older}
-    return _Tables(
-        frozenset(configuration_auto.CONFIG_MAPPING_NAMES), frozenset(images), frozenset(sounds)
-    )
+    return _Tables(frozenset(auto.CONFIG_MAPPING_NAMES), frozenset(images), frozenset(sounds))
 
 
 def _pairs(table: str, module: str) -> dict[str, set[str]]:
