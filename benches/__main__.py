@@ -7,6 +7,7 @@ import os
 import sys
 
 ALL = ("imports", "identity", "cache", "render", "refs", "probes", "wire", "memory")
+ALL = ("imports", "identity", "cache", "compact", "render", "refs", "memory")
 
 
 def main(names: list[str]) -> None:

@@ -2,15 +2,17 @@
 
 Each class that builds with default arguments, both back ends, meets three photographs (512²,
 1400×400, 160×400) one by one, as a pair and as a triple, for each `return_tensors`. Every call
-is made plainly, then cached, then cached again; answers and errors must be equal. Prints what
-differs, and writes `docs/processors.md`: who joins how, what goes through and why.
+is made plainly, then cached, then cached again; answers and errors must be equal. Then its answer
+for a photograph of 1000×800, as float32 and cast to 16 bits, goes into a cache and comes back.
+Prints what differs, and writes `docs/processors.md`: who joins how, what goes through and why,
+and what entries take.
 
-    python benches/processors.py                    # everything, several minutes
-    python benches/processors.py --class Qwen2VL    # names that contain this
-    python benches/processors.py --resume run.jsonl # continue an interrupted run
+    python -m benches.processors                    # everything, a quarter of an hour
+    python -m benches.processors --class Qwen2VL    # names that contain this
+    python -m benches.processors --resume run.jsonl # continue an interrupted run
 
-Exits 1 if anything differs, or if less than 65 % of the calls that succeed are served from
-the cache the second time.
+Exits 1 if anything differs, if less than 65 % of the calls that succeed are served from the cache
+the second time, or if an entry takes more of its arrays' bytes than its kind may.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 import memweir as mw
 from memweir.pixels import families
 
+from .stored import TYPES, Stored, arrays, keep, short, shortfalls
+
 DOCS = Path(__file__).parent.parent / "docs" / "processors.md"
 GOAL = 0.65
 TENSORS = (None, "np", "pt")
@@ -56,6 +60,14 @@ class Row(NamedTuple):
     served: int
     through: dict[str, int]
     different: list[str]
+    stored: dict[str, Stored]
+    """What its answer takes, by element type: see `benches.stored`."""
+
+    @classmethod
+    def read(cls, line: str) -> Row:
+        """The row that was written as JSON."""
+        *fields, stored = json.loads(line)
+        return cls(*fields, {name: Stored(*one) for name, one in stored.items()})
 
 
 def classes() -> Iterator[type[Any]]:
@@ -76,6 +88,14 @@ def photographs() -> list[PIL.Image.Image]:
         PIL.Image.fromarray(data.astronaut()),
         PIL.Image.fromarray(data.coffee()).resize((1400, 400)),
         PIL.Image.fromarray(data.rocket()).resize((160, 400)),
+    ]
+
+
+def large() -> list[PIL.Image.Image]:
+    from skimage import data
+
+    return [
+        PIL.Image.fromarray(photo()).resize((1000, 800)) for photo in (data.astronaut, data.coffee)
     ]
 
 
@@ -167,7 +187,27 @@ def measure(kind: type[Any], photos: list[PIL.Image.Image]) -> Row | None:
         served,
         through,
         different,
+        {},
     )
+
+
+def store(kind: type[Any], photos: list[PIL.Image.Image]) -> dict[str, Stored]:
+    """What the answer for the last of two photographs takes, by element type."""
+    answers = [answer(kind(), [photo]) or answer(kind(), photos) for photo in photos]
+    before, given = answers
+    if before is None or given is None:
+        return {}
+    kept = {dtype: keep(before, given, dtype) for dtype in TYPES}
+    return {dtype: stored for dtype, stored in kept.items() if stored is not None}
+
+
+def answer(processor: Any, images: list[PIL.Image.Image]) -> dict[str, Any] | None:
+    """All arrays of an answer, or `None` for images that the processor does not take."""
+    for tensors in ("np", "pt", None):
+        got, error = attempt(processor, images, tensors)
+        if error is None:
+            return dict(arrays(got))
+    return None
 
 
 def page(rows: list[Row]) -> str:
@@ -178,7 +218,7 @@ def page(rows: list[Row]) -> str:
         "",
         f"transformers {transformers.__version__}, Pillow {PIL.__version__}, "
         f"numpy {np.__version__}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}; written by `python benches/processors.py`.",
+        f"torchvision {torchvision.__version__}; written by `python -m benches.processors`.",
         "",
         f"{len(rows)} classes build with default arguments. Each was called with photographs of "
         "512×512, 1400×400 and 160×400, one by one, as a pair and as a triple, for "
@@ -202,14 +242,25 @@ def page(rows: list[Row]) -> str:
         f"version of transformers than {families.REVIEWED}, a class joins after its first batch "
         "was processed both ways and agreed bit for bit.",
         "",
-        "| class | back end | joins | served | raise | goes through |",
-        "|---|---|---|---|---|---|",
+        "The last columns are the answer for a photograph of 1000×800: how its largest array of "
+        "floats is stored, and the bytes of all its arrays over those that the cache owns more for "
+        "having them, in float32 and with its float32 cast to float16 and bfloat16. Every array "
+        f"came back bit for bit, for {sum(bool(r.stored) for r in rows)} classes. *×3*: a byte for "
+        "each element, and a table for each of three channels; *half*: a repeated frame is stored "
+        "once; *escapes*: runs of elements that no table has, such as padding. *raw*: stored as it "
+        "is, because the channel with most values has so many; a table holds 256. "
+        "[compact.md](compact.md) says more.",
+        "",
+        "| class | back end | joins | served | raise | goes through | stored | f32 | f16 | bf16 |",
+        "|---|---|---|---|---|---|---|---:|---:|---:|",
     ]
-    for row in sorted(rows):
+    for row in sorted(rows, key=lambda row: row.name):
         reasons = "; ".join(f"{why} ({count})" for why, count in row.through.items())
+        form = next(map(short, row.stored.values()), "")
+        ratios = [f"{row.stored[name].ratio:.2f}" if name in row.stored else "" for name in TYPES]
         lines.append(
             f"| {row.name} | {row.backend} | {row.how or '–'} | {row.served} of {row.succeeded} "
-            f"| {row.raised or ''} | {reasons} |"
+            f"| {row.raised or ''} | {reasons} | {form} | {' | '.join(ratios)} |"
         )
     return "\n".join([*lines, ""])
 
@@ -225,16 +276,23 @@ def main() -> int:
     logging.getLogger("memweir").addHandler(logging.NullHandler())
     rows = []
     if chosen.resume and chosen.resume.exists():
-        rows = [Row(*json.loads(line)) for line in chosen.resume.read_text().splitlines()]
+        rows = [Row.read(line) for line in chosen.resume.read_text().splitlines()]
     done = {row.name for row in rows}
-    photos = photographs()
+    photos, larger = photographs(), large()
     for kind in classes():
         if chosen.name not in kind.__name__ or kind.__name__ in done:
             continue
         row = measure(kind, photos)
         if row is None or chosen.backend not in (None, row.backend):
             continue
-        print(f"{row.name:44} {row.how or '-':7} {row.served:3} of {row.succeeded}", flush=True)
+        row = row._replace(stored=store(kind, larger))
+        row.different.extend(place for one in row.stored.values() for place in one.different)
+        first = next(iter(row.stored.values()), None)
+        form = "" if first is None else f"{first.ratio:.2f} {short(first)}"
+        print(
+            f"{row.name:44} {row.how or '-':7} {row.served:3} of {row.succeeded:2}  {form}",
+            flush=True,
+        )
         for text in row.different:
             print(f"    DIFFERS {text[:300]}", flush=True)
         if chosen.resume:
@@ -246,8 +304,11 @@ def main() -> int:
         (chosen.out or DOCS).write_text(page(rows))
     succeeded, served = sum(r.succeeded for r in rows), sum(r.served for r in rows)
     differ = sum(bool(row.different) for row in rows)
+    large_entries = [f"{row.name} {text}" for row in rows for text in shortfalls(row.stored)]
+    for text in large_entries:
+        print(f"TAKES TOO MUCH {text}")
     print(f"{len(rows)} classes, {differ} differ; {served} of {succeeded} calls served")
-    return int(bool(differ) or (whole and served < GOAL * succeeded))
+    return int(bool(differ or large_entries) or (whole and served < GOAL * succeeded))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 from skimage import data
 
-_path = Path(__file__).parents[2] / "benches" / "processors.py"
-_spec = importlib.util.spec_from_file_location("bench_processors", _path)
-assert _spec is not None
-assert _spec.loader is not None
-bench = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(bench)
+sys.path.append(str(Path(__file__).parents[2]))
+import benches.processors
+import benches.stored
+
+bench, stored = benches.processors, benches.stored
 difference = bench.difference
 
 
