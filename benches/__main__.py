@@ -8,6 +8,7 @@ import sys
 
 ALL = ("imports", "identity", "cache", "render", "refs", "probes", "wire", "memory")
 ALL = ("imports", "identity", "cache", "compact", "render", "refs", "memory")
+ALL = ("imports", "identity", "cache", "compact", "render", "refs", "memory", "images", "churn")
 
 
 def main(names: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 ``python -m memweir.cli.demo.arms NAME FOLDER`` plays the plan in FOLDER/job.json and leaves the
 digests of its tensors in FOLDER/NAME.json. On stdout it says ``ready``, waits for a line while its
-baseline is taken, and then reports its seconds after every step.
+baseline is taken, and reports its seconds after every step. Then it says ``done``, and waits with
+all that the rollouts keep and without the trainer's batch, while its end is taken.
 """
 
 from __future__ import annotations
@@ -133,14 +134,15 @@ class Clock:
         self.seconds += perf_counter() - start
 
 
-def play(arm: Arm, plan: Plan, uris: Sequence[str]) -> Iterator[tuple[float, dict[str, str]]]:
-    """All rollouts, then the trainer over all they kept.
+def play(
+    arm: Arm, plan: Plan, uris: Sequence[str], kept: dict[Step, Any]
+) -> Iterator[tuple[float, dict[str, str]]]:
+    """All rollouts, which keep what they do in ``kept``, then the trainer over all of that.
 
     Yields after every step: the seconds so far, and the digests of the tensors that the trainer
     had in its batch, by rollout, turn and name.
     """
     clock = Clock()
-    kept: dict[Step, Any] = {}
     for step in plan.steps():
         with clock.running():
             kept[step] = arm.look(uris[step.image])
@@ -174,9 +176,12 @@ def main(name: str, folder: Path) -> None:
     sys.stdin.readline()
 
     found: dict[str, str] = {}
-    for seconds, some in play(arm, plan, uris):
+    kept: dict[Step, Any] = {}
+    for seconds, some in play(arm, plan, uris, kept):
         found.update(some)
         print(seconds, flush=True)
+    print("done", flush=True)
+    sys.stdin.readline()
     (folder / f"{name}.json").write_text(json.dumps(found))
 
 
@@ -185,7 +190,7 @@ def rehearse(arm: Arm) -> None:
     from PIL import Image
 
     grey = Image.linear_gradient("L").resize((768, 768)).convert("RGB")
-    for _ in play(arm, Plan(rollouts=1, turns=1, group=1, images=1), [data_uri(grey)]):
+    for _ in play(arm, Plan(rollouts=1, turns=1, group=1, images=1), [data_uri(grey)], {}):
         pass
 
 

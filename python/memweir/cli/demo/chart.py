@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 INK, FAINT, RULE = "#24292f", "#6e7781", "#e6e8eb"
-COLOURS = {"own": "#cf3f2e", "dict": "#a86a10", "256 MiB": "#0b62b8", "64 MiB": "#12805c"}
+COLOURS = {"own": "#cf3f2e", "dict": "#a86a10", "256 MiB": "#0b62b8", "16 MiB": "#12805c"}
 SIZE = 10.5
 BINS = 160
 """Points of a curve: each is the highest growth in its part of the panel's time."""
@@ -75,17 +75,22 @@ def _close(axes: Axes, runs: Mapping[str, Run]) -> None:
     seconds = max(run.seconds for run in shown.values()) * 1.02
     top = max(run.peak for run in shown.values()) / MIB * 1.2
     _style(axes, "MiB", seconds, top)
-    for arm, run in shown.items():
+    above = 0.0
+    for arm, run in sorted(shown.items(), key=lambda item: item[1].peak):
         _curve(axes, arm, run, MIB, seconds)
-        if arm.budget is None:
-            _label(axes, arm, run, (0.02 * seconds, run.peak / MIB + 0.025 * top))
-            continue
-        _label(axes, arm, run, (seconds, run.peak / MIB + 0.025 * top), align="right")
-        colour, below = COLOURS[arm.name], arm.budget - 0.04 * top
-        axes.axhline(arm.budget, color=colour, lw=1, ls=(0, (4, 4)))
-        axes.text(seconds, below, "budget", color=colour, size=SIZE, ha="right", va="top")
-    note = "above a budget: the trainer's batch"
-    axes.text(seconds, 0.015 * top, note, color=FAINT, size=SIZE, ha="right")
+        left = arm.budget is None
+        height = run.peak / MIB + 0.025 * top
+        if not left:  # a line of text over the last one
+            above = height = max(height, above + 0.075 * top)
+        at = 0.02 * seconds if left else seconds
+        _label(axes, arm, run, (at, height), align="left" if left else "right")
+        if arm.budget is not None:
+            colour, over = COLOURS[arm.name], arm.budget + 0.012 * top
+            axes.axhline(arm.budget, color=colour, lw=1, ls=(0, (4, 4)))
+            text = f"budget of ({arm.letter})"
+            axes.text(seconds, over, text, color=colour, size=SIZE, ha="right")
+    note = "above it: the trainer's batch"
+    axes.text(seconds, 0.13 * top, note, color=FAINT, size=SIZE, ha="right")
 
 
 def _curve(axes: Axes, arm: ArmInfo, run: Run, unit: int, seconds: float) -> None:

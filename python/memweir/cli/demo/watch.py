@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
+from typing import IO, Self
 
 import psutil  # type: ignore[import-untyped]
 
@@ -38,6 +39,8 @@ class Run:
     """The arm's own clock when each sample was taken: ``seconds`` so far."""
     growth: list[int] = field(default_factory=list)
     """Resident bytes over the baseline."""
+    end: int = 0
+    """The growth that is left when the trainer has let its batch go."""
     digests: dict[str, str] = field(default_factory=dict)
     """Digest of each tensor, by rollout, turn and name."""
 
@@ -69,12 +72,14 @@ def watch(name: str, folder: Path, steps: int, progress: Callable[[], None]) -> 
         try:
             run = Run()
             if process.stdout.readline() == "ready\n":
-                with _Sampler(process.pid, run):
-                    process.stdin.write("\n")
-                    process.stdin.flush()
+                with _Sampler(process.pid, run) as sampler:
+                    _go_on(process.stdin)
                     for line in islice(process.stdout, steps):
                         run.seconds = float(line)
                         progress()
+                    if process.stdout.readline() == "done\n":
+                        run.end = sampler.growth()
+                        _go_on(process.stdin)
             if process.wait() != 0:
                 errors.seek(0)
                 raise ArmError(f"arm {name!r} ended with {process.returncode}:\n{errors.read()}")
@@ -83,6 +88,11 @@ def watch(name: str, folder: Path, steps: int, progress: Callable[[], None]) -> 
             raise
     run.digests = json.loads((folder / f"{name}.json").read_text())
     return run
+
+
+def _go_on(stdin: IO[str]) -> None:
+    stdin.write("\n")
+    stdin.flush()
 
 
 class _Sampler:
@@ -94,21 +104,26 @@ class _Sampler:
         self._stop = Event()
         self._thread = Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._run.baseline = self._process.memory_info().rss
         self._thread.start()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
 
+    def growth(self) -> int:
+        """Resident bytes over the baseline, now."""
+        return int(self._process.memory_info().rss) - self._run.baseline
+
     def _sample(self) -> None:
         while not self._stop.wait(PERIOD):
             try:
-                resident = self._process.memory_info().rss
+                growth = self.growth()
             except psutil.NoSuchProcess:
                 return
-            if resident == 0:  # it has exited and only waits to be reaped
+            if growth == -self._run.baseline:  # it has exited and only waits to be reaped
                 return
             self._run.times.append(self._run.seconds)
-            self._run.growth.append(resident - self._run.baseline)
+            self._run.growth.append(growth)
