@@ -97,13 +97,14 @@ def noisy_photograph() -> Image.Image:
     return Image.fromarray((np.asarray(smooth) + noise).round().clip(0, 255).astype(np.uint8))
 
 
-def entry(array: Array, budget: str = "64 MiB") -> Any:
-    cache = mw.PixelCache(budget, name="bench")
+def entry(array: Array) -> tuple[mw.PixelCache, Any]:
+    """A cache, which keeps some pages that it decoded into, and the entry of an array."""
+    cache = mw.PixelCache("256 MiB", name="bench")
     assert cache.put("key", array)
     pixels = cache.get("key")
     assert pixels is not None
     assert pixels.encoding["array"] != "raw"
-    return pixels
+    return cache, pixels
 
 
 def copier(array: Array) -> Callable[[], None]:
@@ -114,7 +115,8 @@ def copier(array: Array) -> Callable[[], None]:
 
 
 def decoded(table: Table, what: str, array: Array, least: float | None) -> None:
-    pixels, out = entry(array), np.zeros_like(array)
+    _, pixels = entry(array)
+    out = np.zeros_like(array)
     measured = Ratio.measure(lambda: pixels.copy_into("array", out), copier(array), calls=3)
     assert out.tobytes() == array.tobytes()
     table.ratio(what, measured, least=least)
@@ -122,7 +124,7 @@ def decoded(table: Table, what: str, array: Array, least: float | None) -> None:
 
 def fresh(table: Table, what: str, array: Array, least: float) -> None:
     """Nothing is released before the end, so that every array has pages of its own."""
-    pixels = entry(array)
+    _, pixels = entry(array)
     ours: list[Array] = []
     other: list[Array] = []
     measured = Ratio.measure(
@@ -148,8 +150,9 @@ def huge(array: Array) -> str:
 
 def released(table: Table, what: str, array: Array) -> None:
     """Both sides may keep the pages of the last one for the next."""
-    pixels = entry(array, "256 MiB")
+    cache, pixels = entry(array)
     table.ratio(what, Ratio.measure(lambda: pixels["array"], array.copy, calls=3))
+    assert cache.stats().bytes > array.nbytes
 
 
 def encoded(table: Table, what: str, array: Array, least: float) -> None:

@@ -109,7 +109,7 @@ def tell(console: Console, runs: Mapping[str, Run]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column("arm")
-    for heading in ("growth", "limit", "at the end", "limit", "time"):
+    for heading in ("growth", "at the end", "time"):
         table.add_column(heading, justify="right")
     for arm in ARMS:
         run = runs[arm.name]
@@ -117,9 +117,7 @@ def tell(console: Console, runs: Mapping[str, Run]) -> None:
             f"({arm.letter})",
             arm.title,
             f"{run.peak / MIB:.0f} MiB",
-            "" if arm.most is None else f"{arm.most} MiB",
             f"{run.end / MIB:.0f} MiB",
-            "" if arm.left is None else f"{arm.left} MiB",
             f"{run.seconds:.1f} s",
         )
     console.print()
