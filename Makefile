@@ -15,6 +15,7 @@ PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
 export CARGO_TERM_QUIET ?= true
 
 .PHONY: help demo test rust-test lint pytest hub0 bench wheel clean
+.PHONY: help demo test rust-test lint pytest bench wheel clean harden models fuzz fuzz-sizes asan
 
 
 help:
@@ -22,6 +23,8 @@ help:
 	@echo "make test    Rust tests, lints and Python tests"
 	@echo "make bench   every table of the README"
 	@echo "make hub0    an environment with transformers 4.57, whose errors the tests read, too"
+	@echo "make harden  models of threads, the address sanitizer, some fuzzing: docs/hardening.md"
+	@echo "make fuzz    every target for FUZZ_SECONDS=600"
 	@echo "make wheel   a release wheel in build/wheels"
 
 demo: build/demo.stamp
@@ -38,6 +41,8 @@ rust-test: build/tools.stamp
 lint: build/dev.stamp
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo fmt --manifest-path rust/fuzz/Cargo.toml --check
+	cargo clippy --manifest-path rust/fuzz/Cargo.toml --all-targets --locked --target-dir target -- -D warnings
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
@@ -53,6 +58,26 @@ bench: build/dev.stamp
 hub0: build/hub0.stamp
 
 wheel: build/wheel.stamp
+
+# What takes a compiler of its own says why it is skipped where there is none.
+harden: models asan
+	rust/fuzz/run 10
+	$(MAKE) --no-print-directory fuzz-sizes FUZZ_SECONDS=10
+
+FUZZ_SECONDS ?= 600
+fuzz: fuzz-sizes build/tools.stamp
+	rust/fuzz/run $(FUZZ_SECONDS)
+
+fuzz-sizes: build/env.stamp
+	PYTHONPATH=python $(DEV)/bin/python tests/fuzz/sizes.py $(FUZZ_SECONDS)
+
+models: build/tools.stamp
+	RUSTFLAGS="--cfg loom --cfg shuttle" cargo test -p memweir-core --locked --test 'model_*' \
+	  --target-dir target/models --config 'profile.dev.package.memweir-core.opt-level=1'
+
+asan: build/env.stamp
+	rust/fuzz/asan core
+	rust/fuzz/asan extension $(DEV)/bin/python
 
 clean:
 	rm -rf build target $(DEV) $(DEMO) $(HUB0)

@@ -13,4 +13,5 @@ pub mod pack;
 pub mod pixels;
 pub mod proc;
 pub mod simd;
+mod sync;
 pub mod value;

@@ -3,6 +3,12 @@
 
 use std::sync::OnceLock;
 
+#[cfg(fuzzing)]
+std::thread_local! {
+    /// The level that a fuzzer has chosen for this thread.
+    pub static CHOSEN: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
+}
+
 /// Instructions that code may be compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -25,6 +31,10 @@ impl Level {
     /// The best level of this machine, or the one that `MEMWEIR_SIMD` (`portable`, `avx2`) names;
     /// a level that the machine lacks, and any other value, names nothing.
     pub fn get() -> Self {
+        #[cfg(fuzzing)]
+        if let Some(level) = CHOSEN.get() {
+            return level;
+        }
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {
             let asked = std::env::var("MEMWEIR_SIMD").unwrap_or_default();

@@ -7,8 +7,8 @@
 #![allow(unsafe_code)]
 
 use super::piece::Piece;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 const ASKED: u32 = 1 << 31;
 /// So many loans at once, and there are no more: far from what would reach [`ASKED`].

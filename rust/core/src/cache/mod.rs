@@ -25,13 +25,14 @@ use crate::compact::Books;
 use crate::lru::Id;
 use crate::proc::fork::{self, Forked, lock};
 use crate::simd::Level;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 pub use key::{Key, Part};
 pub use output::Output;
 pub use pin::Pin;
 use room::Gone;
 use state::{Bookkeeping, Entry, Phase, State};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 pub use store::Array;
 pub use writer::{Existing, Reservation, Writer};
 

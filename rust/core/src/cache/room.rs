@@ -4,7 +4,7 @@ use super::{Cache, Entry, State};
 use crate::arena::{Hole, Piece, page};
 use crate::error::Result;
 use crate::pixels::Spec;
-use std::sync::MutexGuard;
+use crate::sync::MutexGuard;
 
 /// Pieces of victims that are shorter go back to the system instead of serving as codes: entries
 /// would fall to bits.

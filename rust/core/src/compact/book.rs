@@ -11,9 +11,10 @@ use super::sample::{Count, OUTLIERS};
 use super::tables::{Table, Tables, Values};
 use crate::layout::DType;
 use crate::proc::fork::{self, Forked, lock};
+use crate::sync::{Mutex, MutexGuard};
 use std::any::Any;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Books that are offered to new images.
 const KEPT: usize = 32;

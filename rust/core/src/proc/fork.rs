@@ -7,9 +7,10 @@
 //! included. The locks are the standard library's: a waiter is known to the kernel alone, while a
 //! user-space queue would name threads that the child lacks.
 
+use crate::sync::{Mutex, MutexGuard};
 use std::any::Any;
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
+use std::sync::{Arc, Once, PoisonError, Weak};
 
 /// State that must be whole in a forked child.
 pub trait Forked: Send + Sync {
@@ -23,12 +24,13 @@ pub trait Forked: Send + Sync {
 }
 
 type Registry = Vec<Weak<dyn Forked>>;
-static REGISTRY: Mutex<Registry> = Mutex::new(Vec::new());
+// The standard library's own: it lives as long as the process.
+static REGISTRY: std::sync::Mutex<Registry> = std::sync::Mutex::new(Vec::new());
 
 #[derive(Default)]
 struct Holding {
     states: Vec<(Box<dyn Any>, Arc<dyn Forked>)>,
-    registry: Option<MutexGuard<'static, Registry>>,
+    registry: Option<std::sync::MutexGuard<'static, Registry>>,
 }
 
 thread_local! {
@@ -49,7 +51,7 @@ pub fn register(state: &Arc<impl Forked + 'static>) {
         }
     });
     let state: Arc<dyn Forked> = state.clone();
-    let mut registry = lock(&REGISTRY);
+    let mut registry = registry();
     registry.retain(|s| s.strong_count() > 0);
     registry.push(Arc::downgrade(&state));
 }
@@ -57,7 +59,7 @@ pub fn register(state: &Arc<impl Forked + 'static>) {
 /// Takes every lock, in the order of registration. Nothing else ever holds two of them.
 #[cfg(unix)]
 extern "C" fn before() {
-    let registry = lock(&REGISTRY);
+    let registry = registry();
     let alive: Vec<Arc<dyn Forked>> = registry.iter().filter_map(Weak::upgrade).collect();
     let states = alive.into_iter().map(|s| (s.clone().hold(), s)).collect();
     HOLDING.with_borrow_mut(|h| *h = Holding { states, registry: Some(registry) });
@@ -85,8 +87,12 @@ fn release(then: impl Fn(&dyn Forked)) {
 
 /// To be called in a forked child before anything else is done with the states.
 pub fn settle_in_child() {
-    let alive: Vec<Arc<dyn Forked>> = lock(&REGISTRY).iter().filter_map(Weak::upgrade).collect();
+    let alive: Vec<Arc<dyn Forked>> = registry().iter().filter_map(Weak::upgrade).collect();
     alive.iter().for_each(|state| state.in_child());
+}
+
+fn registry() -> std::sync::MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks; a panic elsewhere does not spread, since owners of memory keep their states usable
