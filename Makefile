@@ -14,9 +14,7 @@ RUST := $(shell git ls-files 'rust/*' Cargo.toml Cargo.lock 2>/dev/null || find 
 PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
 export CARGO_TERM_QUIET ?= true
 
-.PHONY: help demo test rust-test lint pytest hub0 bench wheel clean
-.PHONY: help demo test rust-test lint pytest bench wheel clean harden models fuzz fuzz-sizes asan
-
+.PHONY: help demo test rust-test lint pytest hub0 bench wheel clean harden models fuzz fuzz-sizes asan
 
 help:
 	@echo "make demo    the same rollouts with and without memweir: a table and a chart"
