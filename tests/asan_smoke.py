@@ -110,7 +110,8 @@ def check_sources() -> None:
 
 def check_images() -> None:
     if importlib.util.find_spec("PIL") is None:
-        return print("no Pillow")
+        print("no Pillow")
+        return
     from PIL import Image
 
     for width in (*range(1, 40), 255, 1024):
@@ -122,7 +123,8 @@ def check_images() -> None:
 
 def check_tensors() -> None:
     if importlib.util.find_spec("torch") is None:
-        return print("no torch")
+        print("no torch")
+        return
     import torch
 
     cache = mw.PixelCache("32 MiB")
