@@ -25,6 +25,7 @@ from memweir.identifiers import check_identifier
 from memweir.probes import ProbeCache
 
 if TYPE_CHECKING:
+    import ast
     from collections.abc import Callable, Hashable
 
 __all__ = [
@@ -245,14 +246,12 @@ def _tables() -> _Tables:
 
     They are read from its source: importing them would import torch.
     """
-    from importlib import import_module
-
     import transformers
 
-    auto: Any = import_module("transformers.models.auto.configuration_auto")
+    known = _pairs("CONFIG_MAPPING_NAMES", "configuration_auto")
     images = _pairs("IMAGE_PROCESSOR_MAPPING_NAMES", "image_processing_auto")
     sounds = _pairs("FEATURE_EXTRACTOR_MAPPING_NAMES", "feature_extraction_auto")
-    if not images or not sounds:
+    if not known or not images or not sounds:
         raise ProbeFailed("unsupported", error="UnknownTransformersLayout")
     if transformers.__version__.startswith("4."):
         # Image processors were listed among the feature extractors, by the names they had before.
@@ -262,7 +261,7 @@ def _tables() -> _Tables:
             for name in names
         }
         sounds = {kind: names for kind, names in sounds.items() if not names & older}
-    return _Tables(frozenset(auto.CONFIG_MAPPING_NAMES), frozenset(images), frozenset(sounds))
+    return _Tables(frozenset(known), frozenset(images), frozenset(sounds))
 
 
 def _pairs(table: str, module: str) -> dict[str, set[str]]:
@@ -276,20 +275,38 @@ def _pairs(table: str, module: str) -> dict[str, set[str]]:
         if spec is None or spec.origin is None:
             continue
         for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-            targets = (
-                [node.target]
-                if isinstance(node, ast.AnnAssign)
-                else (node.targets if isinstance(node, ast.Assign) else [])
-            )
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
-            if not any(each.endswith(table) for each in names):
-                continue
-            rows = [
-                row for each in ast.walk(node) if isinstance(each, ast.List) for row in each.elts
-            ]
-            for row in rows:
-                words = [w.value for w in ast.walk(row) if isinstance(w, ast.Constant)]
+            for row in _rows(node, table):
+                words = [
+                    w.value for each in row for w in ast.walk(each) if isinstance(w, ast.Constant)
+                ]
                 texts = [word for word in words if isinstance(word, str)]
-                if isinstance(row, ast.Tuple) and texts:
+                if texts:
                     found.setdefault(texts[0], set()).update(texts[1:])
     return found
+
+
+def _rows(node: ast.AST, table: str) -> list[list[ast.expr]]:
+    """The rows that a statement writes to a table, by ``=`` or by ``.update``."""
+    import ast
+
+    changed: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        changed = node.targets
+    elif isinstance(node, ast.AnnAssign):
+        changed = [node.target]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        changed = [called.value] if isinstance(called, ast.Attribute) else []
+    if not any(isinstance(each, ast.Name) and each.id.endswith(table) for each in changed):
+        return []
+    rows: list[list[ast.expr]] = []
+    parts = [node.value] if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr) else []
+    while parts:
+        part = parts.pop()
+        if isinstance(part, ast.Call):
+            parts += [*part.args, *(keyword.value for keyword in part.keywords)]
+        elif isinstance(part, ast.List):
+            rows += [row.elts for row in part.elts if isinstance(row, ast.Tuple)]
+        elif isinstance(part, ast.Dict):
+            rows += [[key, row] for key, row in zip(part.keys, part.values, strict=True) if key]
+    return rows
