@@ -308,10 +308,16 @@ impl<'py> Arrays<'py> {
     }
 }
 
+#[inline]
 fn key_of(key: &Bound<'_, PyAny>) -> PyResult<Key> {
-    if let Ok(digest) = key.cast_exact::<PyDigest>() {
-        return Ok(Key::digest(digest.get().as_bytes()));
+    match key.cast_exact::<PyDigest>() {
+        Ok(digest) => Ok(Key::digest(digest.get().as_bytes())),
+        Err(_) => other_key_of(key),
     }
+}
+
+#[inline(never)]
+fn other_key_of(key: &Bound<'_, PyAny>) -> PyResult<Key> {
     if let Ok(parts) = key.cast_exact::<PyTuple>() {
         let parts: Vec<Bound<'_, PyAny>> = parts.iter().collect();
         let parts: Vec<Part<'_>> = parts.iter().map(part_of).collect::<PyResult<_>>()?;

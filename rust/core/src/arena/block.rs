@@ -1,11 +1,12 @@
 //! Pieces that are lent as a whole, without a lock to give them back.
 //!
-//! The word `pins` counts the loans; its top bit says that the owner wants to be told when the last
+//! A word among its like counts the loans; its top bit says that the owner wants to be told when the last
 //! one ends. Loans begin under the owner's lock, from `&Block`, or from another loan. They end
 //! wherever their users drop them, with one atomic step, and only if the owner has asked does the
 //! last one have to find the owner. So a look-up takes one lock, not two.
 #![allow(unsafe_code)]
 
+use super::count::Count;
 use super::piece::Piece;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::ptr::NonNull;
@@ -16,7 +17,6 @@ const MOST: u32 = 1 << 30;
 
 #[derive(Debug)]
 struct Body<T> {
-    pins: AtomicU32,
     pieces: Box<[Piece]>,
     label: T,
 }
@@ -26,6 +26,7 @@ struct Body<T> {
 #[must_use]
 pub struct Block<T> {
     body: NonNull<Body<T>>,
+    pins: Count,
     len: usize,
 }
 
@@ -34,6 +35,7 @@ pub struct Block<T> {
 #[must_use]
 pub struct Loan<T> {
     body: NonNull<Body<T>>,
+    pins: NonNull<AtomicU32>,
 }
 
 // SAFETY: a block owns its pieces and its label alone.
@@ -47,11 +49,11 @@ unsafe impl<T: Sync> Send for Loan<T> {}
 unsafe impl<T: Sync> Sync for Loan<T> {}
 
 impl<T> Block<T> {
-    /// A block of these pieces.
-    pub fn new(pieces: Box<[Piece]>, label: T) -> Self {
+    /// A block of these pieces, whose loans are counted by a fresh `pins`.
+    pub fn new(pieces: Box<[Piece]>, label: T, pins: Count) -> Self {
         let len = pieces.iter().map(Piece::len).sum();
-        let body = Box::new(Body { pins: AtomicU32::new(0), pieces, label });
-        Self { body: NonNull::from(Box::leak(body)), len }
+        let body = Box::new(Body { pieces, label });
+        Self { body: NonNull::from(Box::leak(body)), pins, len }
     }
 
     /// Bytes of memory that a block of so many pieces takes beside them, without its label.
@@ -76,12 +78,12 @@ impl<T> Block<T> {
 
     /// Whether anybody holds a loan.
     pub fn is_lent(&self) -> bool {
-        self.body().pins.load(Ordering::Acquire) & !ASKED > 0
+        self.pins.word().load(Ordering::Acquire) & !ASKED > 0
     }
 
     /// Whether anybody holds a loan; if so, [`Loan::end`] tells the last one to come forward.
     pub fn ask(&self) -> bool {
-        let pins = &self.body().pins;
+        let pins = self.pins.word();
         let lent = pins.fetch_or(ASKED, Ordering::AcqRel) & !ASKED > 0;
         if !lent {
             pins.fetch_and(!ASKED, Ordering::Relaxed);
@@ -91,14 +93,14 @@ impl<T> Block<T> {
 
     /// Lends the pieces and the label for reading; `None` when too many have them.
     pub fn lend(&self) -> Option<Loan<T>> {
-        lend(self.body)
+        lend(self.body, self.pins.word().into())
     }
 
-    /// The pieces and the label.
+    /// The pieces, the label, and the count to be given back.
     ///
     /// # Errors
     /// The block itself while it is lent.
-    pub fn into_parts(self) -> Result<(Box<[Piece]>, T), Self> {
+    pub fn into_parts(self) -> Result<(Box<[Piece]>, T, Count), Self> {
         if self.is_lent() {
             return Err(self);
         }
@@ -106,12 +108,12 @@ impl<T> Block<T> {
         // No loan exists, and none can begin: that takes a block or a loan. What the ended ones did
         // has happened before: each ended with a release, and `is_lent` acquired.
         let body = unsafe { Box::from_raw(self.body.as_ptr()) };
-        Ok((body.pieces, body.label))
+        Ok((body.pieces, body.label, self.pins))
     }
 
     fn body(&self) -> &Body<T> {
-        // SAFETY: the body lives until `into_parts`, which consumes the block, and is never written
-        // to but through its atomic word.
+        // SAFETY: the body lives until `into_parts`, which consumes the block, and is never
+        // written to.
         unsafe { self.body.as_ref() }
     }
 }
@@ -134,14 +136,15 @@ impl<T> Loan<T> {
 
     /// Another loan of the same block; `None` when there are too many.
     pub fn again(&self) -> Option<Self> {
-        lend(self.body)
+        lend(self.body, self.pins)
     }
 
     /// Ends the loan. `true`: it was the last, and the owner wants to be told.
     #[inline]
     pub fn end(self) -> bool {
-        // SAFETY: until this step the loan counts and keeps the body; after it nothing is touched.
-        let pins = unsafe { &(*self.body.as_ptr()).pins };
+        // SAFETY: until this step the loan counts, so the block keeps its `Count` and with it the
+        // word; after it nothing is touched.
+        let pins = unsafe { self.pins.as_ref() };
         pins.fetch_sub(1, Ordering::AcqRel) == ASKED | 1
     }
 
@@ -153,13 +156,13 @@ impl<T> Loan<T> {
 
 /// Counts one more loan.
 #[inline]
-fn lend<T>(body: NonNull<Body<T>>) -> Option<Loan<T>> {
-    // SAFETY: the callers hold the block or a loan of it, either of which keeps the body.
-    let pins = unsafe { &(*body.as_ptr()).pins };
-    if pins.fetch_add(1, Ordering::Relaxed) & !ASKED >= MOST {
+fn lend<T>(body: NonNull<Body<T>>, pins: NonNull<AtomicU32>) -> Option<Loan<T>> {
+    // SAFETY: the callers hold the block or a loan of it, either of which keeps body and word.
+    let word = unsafe { pins.as_ref() };
+    if word.fetch_add(1, Ordering::Relaxed) & !ASKED >= MOST {
         // Not the last: at least the caller's own, or `MOST` others, still count.
-        pins.fetch_sub(1, Ordering::Relaxed);
+        word.fetch_sub(1, Ordering::Relaxed);
         return None;
     }
-    Some(Loan { body })
+    Some(Loan { body, pins })
 }

@@ -13,12 +13,14 @@
 #![allow(unsafe_code)]
 
 mod block;
+mod count;
 mod os;
 mod piece;
 mod runs;
 
 use crate::error::Result;
 pub use block::{Block, Loan};
+pub use count::{Count, Counts};
 pub use os::page;
 pub use piece::{Hole, Piece};
 use runs::Runs;
@@ -171,7 +173,8 @@ mod tests {
         let last = rest.cut(page());
         assert!(last.is_none(), "one page is not cut");
         assert_eq!((piece.len(), rest.len()), (2 * page(), page()));
-        let block = Block::new([piece, rest].into(), "label");
+        let mut counts = Counts::default();
+        let block = Block::new([piece, rest].into(), "label", counts.take());
         let (a, b) = (block.lend().expect("few"), block.lend().expect("few"));
         let c = b.again().expect("few");
         let block = block.into_parts().expect_err("lent");
@@ -179,7 +182,9 @@ mod tests {
         assert!(!a.end() && block.ask(), "nobody had asked when the first ended");
         assert!(!b.end() && c.end(), "the last one tells");
         assert!(!block.ask(), "nobody is left to tell");
-        let (pieces, label) = block.into_parts().expect("free");
+        let (pieces, label, count) = block.into_parts().expect("free");
+        counts.give(count);
+        assert!(counts.are_home());
         assert_eq!((label, pieces.len()), ("label", 2));
         for piece in pieces {
             let hole = piece.discard().expect("free").expect("a run");
@@ -192,8 +197,9 @@ mod tests {
     #[test]
     fn the_last_loan_tells() {
         use std::sync::atomic::{AtomicUsize, Ordering};
+        let mut counts = Counts::default();
         for round in 0..500usize {
-            let block = Block::new(Box::default(), round);
+            let block = Block::new(Box::default(), round, counts.take());
             let first = block.lend().expect("few");
             let told = AtomicUsize::new(0);
             std::thread::scope(|s| {
@@ -211,7 +217,7 @@ mod tests {
                 told.fetch_add(first.end().into(), Ordering::Relaxed);
             });
             assert_eq!(told.into_inner(), 1);
-            assert!(block.into_parts().is_ok());
+            counts.give(block.into_parts().expect("free").2);
         }
     }
 

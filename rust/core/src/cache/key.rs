@@ -1,6 +1,7 @@
 //! What an entry is found by.
 
-use std::hash::{BuildHasher, RandomState};
+use hashbrown::DefaultHashBuilder;
+use std::hash::BuildHasher;
 use std::sync::OnceLock;
 
 /// The hexadecimal text of 256 bits fits.
@@ -12,10 +13,11 @@ const INLINE: usize = 64;
 /// Short keys are kept as they are; long ones and tuples by the BLAKE3 hash of a frame in which
 /// every part stands with its kind and length, so that no two of them share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(16))] // copied in registers that hold what was just written, on every look-up
 pub struct Key {
-    kind: Kind,
-    len: u8,
     bytes: [u8; INLINE],
+    len: u8,
+    kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,7 @@ pub enum Part<'a> {
 
 impl Key {
     /// A digest as a key.
+    #[inline]
     pub fn digest(bytes: &[u8; 32]) -> Self {
         Self::inline(Kind::Digest, bytes)
     }
@@ -88,6 +91,7 @@ impl Key {
         bytes
     }
 
+    #[inline]
     fn inline(kind: Kind, from: &[u8]) -> Self {
         let mut bytes = [0; INLINE];
         bytes[..from.len()].copy_from_slice(from);
@@ -106,9 +110,9 @@ impl Key {
 
 /// What text and bytes are hashed with in this process. Asked for by every cache as it is made, so
 /// that no fork finds it half done.
-pub(super) fn seed() -> &'static RandomState {
-    static SEED: OnceLock<RandomState> = OnceLock::new();
-    SEED.get_or_init(RandomState::new)
+pub(super) fn seed() -> &'static DefaultHashBuilder {
+    static SEED: OnceLock<DefaultHashBuilder> = OnceLock::new();
+    SEED.get_or_init(DefaultHashBuilder::default)
 }
 
 #[cfg(test)]

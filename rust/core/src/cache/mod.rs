@@ -31,7 +31,7 @@ pub use key::{Key, Part};
 pub use output::Output;
 pub use pin::Pin;
 use room::Gone;
-use state::{Bookkeeping, Entry, Phase, State};
+use state::{Bookkeeping, Entry, State};
 use std::sync::Arc;
 pub use store::Array;
 pub use writer::{Existing, Reservation, Writer};
@@ -202,10 +202,13 @@ impl Cache {
         let limit = state.budget.limit();
         state.arena.fit(limit);
         state.evict_to(to, &mut gone);
+        drop(state);
+        let freed = self.dispose(gone, 0).0;
+        let mut state = self.lock();
         let empty = if state.staying() > to { state.trim() } else { None };
         drop(state);
         self.free(empty);
-        self.dispose(gone, 0).0
+        freed
     }
 
     /// Removes every entry; what is in use goes with its last user, what is being loaded is not
@@ -219,16 +222,17 @@ impl Cache {
             gone.entries.extend(state.remove(id));
         }
         state.drop_outputs(&mut gone);
-        let empty = state.trim();
         drop(state);
+        let freed = self.dispose(gone, 0).0;
+        let empty = self.lock().trim();
         self.free(empty);
-        self.dispose(gone, 0).0
+        freed
     }
 
     /// Frees bookkeeping that is empty, then takes it off the account.
     fn free(&self, empty: Option<Bookkeeping>) {
-        if let Some(Bookkeeping { index, slots, bytes }) = empty {
-            drop((index, slots));
+        if let Some(Bookkeeping { index, slots, counts, bytes }) = empty {
+            drop((index, slots, counts));
             self.books.clear();
             let mut state = self.lock();
             state.budget.release(bytes);

@@ -224,16 +224,17 @@ impl Cache {
             credit += victim.bytes();
             let wanted = found.missing(room).bytes() > 0;
             match if wanted { victim.block.into_parts() } else { Err(victim.block) } {
-                Ok((pieces, label)) => {
+                Ok((pieces, spec, count)) => {
+                    state.counts.give(count);
                     // Only its description is left: plain memory, gone before its bytes are. A few
                     // allocations are freed here, which saves a full cache another turn at the lock.
                     if victim.meta <= SMALL {
-                        drop(label);
+                        drop(spec);
                         state.leaving -= victim.meta;
                         state.budget.release(victim.meta);
                         credit -= victim.meta;
                     } else {
-                        gone.specs.push(label);
+                        gone.specs.push(spec);
                         gone.meta += victim.meta;
                     }
                     for piece in pieces {
@@ -274,11 +275,12 @@ impl Cache {
         }
         let (leaving, mut freed) = (gone.bytes(), gone.meta);
         drop(gone.specs);
-        let mut pieces = gone.pieces;
+        let (mut pieces, mut counts) = (gone.pieces, Vec::with_capacity(gone.entries.len()));
         for Entry { block, meta, .. } in gone.entries {
             // A block that is lent, or a piece the system does not take back, is leaked, and stays
             // on the account.
-            if let Ok((parts, _)) = block.into_parts() {
+            if let Ok((parts, _, count)) = block.into_parts() {
+                counts.push(count);
                 freed += meta;
                 pieces.extend(parts);
             }
@@ -294,6 +296,7 @@ impl Cache {
         let mut state = self.lock();
         state.leaving -= leaving;
         state.budget.release(freed);
+        counts.into_iter().for_each(|count| state.counts.give(count));
         self.settle_books(&mut state);
         let kept = keep.min(freed);
         let kept = if state.budget.claim(kept) { kept } else { 0 };

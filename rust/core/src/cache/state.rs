@@ -2,7 +2,7 @@
 
 use super::Key;
 use super::room::Gone;
-use crate::arena::{Arena, Block, Loan, Piece};
+use crate::arena::{Arena, Block, Counts, Loan, Piece};
 use crate::budget::Budget;
 use crate::lru::{Id, Lru};
 use crate::pixels::Spec;
@@ -39,6 +39,7 @@ pub(super) struct State {
     pub arena: Arena,
     pub slots: Lru<Entry>,
     pub index: HashTable<Id>,
+    pub counts: Counts,
     /// Output buffers that nobody uses, on the account.
     pub spare: Vec<Piece>,
     /// Bytes of the entries in the list: those that can go, unless they turn out to be in use.
@@ -63,6 +64,7 @@ pub(super) struct State {
 pub(super) struct Bookkeeping {
     pub index: HashTable<Id>,
     pub slots: Lru<Entry>,
+    pub counts: Counts,
     pub bytes: usize,
 }
 
@@ -74,6 +76,7 @@ impl State {
             arena: Arena::new(limit),
             slots: Lru::default(),
             index: HashTable::new(),
+            counts: Counts::default(),
             spare: Vec::new(),
             idle: 0,
             pinned: 0,
@@ -239,18 +242,19 @@ impl State {
 
     /// Bytes of slots and index.
     pub fn bookkeeping(&self) -> usize {
-        self.slots.footprint() + self.index.allocation_size()
+        self.slots.footprint() + self.index.allocation_size() + self.counts.footprint()
     }
 
     /// Gives the bookkeeping up when nothing is kept in it; its bytes stay on the account until
     /// [`Cache::free`] has freed it.
     pub fn trim(&mut self) -> Option<Bookkeeping> {
-        if !self.slots.is_empty() {
+        if !(self.slots.is_empty() && self.counts.are_home()) {
             return None;
         }
         let bytes = self.bookkeeping();
         let (index, slots) = (std::mem::take(&mut self.index), std::mem::take(&mut self.slots));
-        Some(Bookkeeping { index, slots, bytes })
+        let counts = std::mem::take(&mut self.counts);
+        Some(Bookkeeping { index, slots, counts, bytes })
     }
 
     /// An upper bound of what the bookkeeping grows by for one more entry.
@@ -261,14 +265,22 @@ impl State {
         } else {
             0
         };
-        self.slots.growth() + table
+        self.slots.growth() + self.counts.growth() + table
     }
 
     /// Puts an entry into a slot and the index; `promised` covers the growth.
-    pub fn enter(&mut self, entry: Entry, promised: usize) -> Id {
+    pub fn enter(
+        &mut self,
+        key: Key,
+        spec: Spec,
+        pieces: Box<[Piece]>,
+        meta: usize,
+        promised: usize,
+    ) -> Id {
         let before = if promised > 0 { self.bookkeeping() } else { 0 };
-        let (hash, logical) = (entry.key.hash(), entry.block.label().logical());
-        let id = self.slots.insert(entry);
+        let (hash, logical) = (key.hash(), spec.logical());
+        let block = Block::new(pieces, spec, self.counts.take());
+        let id = self.slots.insert(Entry { key, block, meta, phase: Phase::Listed, epoch: 0 });
         let slots = &self.slots;
         let rehash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
         self.index.insert_unique(hash, id, rehash);

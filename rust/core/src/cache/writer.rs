@@ -1,7 +1,7 @@
 //! The way in: bytes are claimed, written off the lock, and published under a key.
 
 use super::room::{Gone, Guard, Room};
-use super::{Cache, Entry, Key, Phase, Pin, State};
+use super::{Cache, Key, Pin, State};
 use crate::arena::{Block, Piece};
 use crate::compact::Form;
 use crate::digest::LEN;
@@ -208,14 +208,11 @@ impl Writer {
             }
             (old, _) => {
                 gone.entries.extend(old.and_then(|old| state.remove(old)));
-                let (pieces, spec) =
+                let (pieces, mut spec) =
                     (std::mem::take(&mut self.pieces), std::mem::take(&mut self.spec));
-                let meta = std::mem::take(&mut self.meta);
-                let mut spec = spec;
                 spec.number();
-                let block = Block::new(pieces, spec);
-                let phase = Phase::Listed;
-                state.enter(Entry { key, block, meta, phase, epoch: 0 }, promised)
+                let meta = std::mem::take(&mut self.meta);
+                state.enter(key, spec, pieces, meta, promised)
             }
         };
         let result = then(&mut state, id);
