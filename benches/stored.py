@@ -31,7 +31,8 @@ class Stored(NamedTuple):
     nbytes: int
     """Of the largest array."""
     values: int | None
-    """Where that array is stored as it is: its different values, in the channel with most."""
+    """Of the largest array of floats that is stored as it is, if one of some size is: its different
+    values, in the channel with most."""
     different: list[str]
 
 
@@ -69,11 +70,17 @@ def keep(before: Arrays, given: Arrays, dtype: str) -> Stored | None:
     pixels = cache.get("given")
     assert pixels is not None
     encoding = pixels.encoding
+    big = BIG * np.dtype(TYPES[dtype]).itemsize // 4
+    raw = [
+        array
+        for each, array in floats.items()
+        if encoding[each] == "raw" and (each == name or array.nbytes >= big)
+    ]
     return Stored(
         sum(array.nbytes for array in given.values()) / took,
         encoding[name],
         largest.nbytes,
-        values(largest) if encoding[name] == "raw" else None,
+        values(max(raw, key=lambda array: array.nbytes)) if raw else None,
         [f"{dtype} {place}" for place in differences(pixels, given)],
     )
 
@@ -126,7 +133,7 @@ def values(array: np.ndarray[Any, Any]) -> int:
 
 def wanted(stored: Stored, dtype: str) -> float | None:
     """The ratio that such an entry has to reach; ``None`` for those that none is asked of."""
-    if stored.form == "raw" or stored.nbytes * (4 // np.dtype(TYPES[dtype]).itemsize) < BIG:
+    if stored.values is not None or stored.nbytes * (4 // np.dtype(TYPES[dtype]).itemsize) < BIG:
         return None
     if dtype != "f32":
         return 1.9
@@ -137,10 +144,12 @@ def wanted(stored: Stored, dtype: str) -> float | None:
 
 def short(stored: Stored) -> str:
     """How the largest array is stored, in a column's width."""
+    raw = "" if stored.values is None else f"raw, {stored.values:_} values".replace("_", " ")
     if stored.form == "raw":
-        return f"raw, {stored.values:,} values".replace(",", " ")
+        return raw
     words = stored.form.replace("u8 affine ", "").replace("u8 palette ", "palette ")
-    return words.replace("repeated plane dropped", "half")
+    words = words.replace("repeated plane dropped", "half")
+    return f"{words}; another {raw}" if raw else words
 
 
 def shortfalls(kept: dict[str, Stored]) -> Iterator[str]:
