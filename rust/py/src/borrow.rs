@@ -11,6 +11,7 @@ use memweir_core::layout::Layout;
 use memweir_core::pack::{Strided, StridedMut};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -178,6 +179,12 @@ fn export(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
 /// A layout that the core refuses.
 fn invalid(error: memweir_core::error::Error) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// Whether an object exports memory, which no mapping does.
+pub fn has_buffer(obj: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: a live object, of whose type a slot is looked at.
+    unsafe { ffi::PyObject_CheckBuffer(obj.as_ptr()) != 0 }
 }
 
 /// `package.Type` of an object, for messages.

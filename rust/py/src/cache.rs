@@ -11,7 +11,7 @@ use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMapping, PyString, PyTuple};
 
-use crate::borrow::{Borrowed, type_name};
+use crate::borrow::{Borrowed, has_buffer, type_name};
 use crate::digest::PyDigest;
 use crate::pixels::{BULK, PyPixels};
 
@@ -255,7 +255,10 @@ impl<'py> Arrays<'py> {
         if let Ok(dict) = given.cast::<PyDict>() {
             return Self::named(dict.len(), dict.iter());
         }
-        if let Ok(mapping) = given.cast::<PyMapping>() {
+        // To tell whether it is a mapping takes Python's abstract classes, which are slow.
+        if !has_buffer(given)
+            && let Ok(mapping) = given.cast::<PyMapping>()
+        {
             let items = mapping.items()?;
             let pairs: Vec<_> = items.iter().map(|i| i.extract()).collect::<PyResult<_>>()?;
             return Self::named(pairs.len(), pairs.into_iter());

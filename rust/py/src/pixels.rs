@@ -15,8 +15,8 @@ use crate::view::{PyView, ndarray};
 
 /// Arrays up to this size are copied out: a small array must not keep a large entry in memory.
 const SMALL: usize = 4096;
-/// Above this many bytes the GIL is released for the work.
-pub const BULK: usize = 2048;
+/// Above this many bytes, half a microsecond's copy, the GIL is released for the work.
+pub const BULK: usize = 8 << 10;
 
 /// An entry of a cache, in use while this handle lives.
 #[pyclass(frozen, mapping, module = "memweir._core", name = "Pixels")]
