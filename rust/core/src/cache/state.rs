@@ -64,7 +64,7 @@ pub(super) struct State {
 pub(super) struct Bookkeeping {
     pub index: HashTable<Id>,
     pub slots: Lru<Entry>,
-    pub counts: Counts,
+    pub counts: Option<Counts>,
     pub bytes: usize,
 }
 
@@ -248,12 +248,14 @@ impl State {
     /// Gives the bookkeeping up when nothing is kept in it; its bytes stay on the account until
     /// [`Cache::free`] has freed it.
     pub fn trim(&mut self) -> Option<Bookkeeping> {
-        if !(self.slots.is_empty() && self.counts.are_home()) {
+        if !self.slots.is_empty() {
             return None;
         }
-        let bytes = self.bookkeeping();
+        let before = self.bookkeeping();
         let (index, slots) = (std::mem::take(&mut self.index), std::mem::take(&mut self.slots));
-        let counts = std::mem::take(&mut self.counts);
+        // Entries on their way out, or lost to a fork, have theirs still.
+        let counts = self.counts.are_home().then(|| std::mem::take(&mut self.counts));
+        let bytes = before - self.bookkeeping();
         Some(Bookkeeping { index, slots, counts, bytes })
     }
 
