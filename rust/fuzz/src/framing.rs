@@ -80,7 +80,7 @@ fn value(u: &mut Unstructured, depth: usize) -> Value {
 fn changed(value: &Value, u: &mut Unstructured) -> Value {
     let wrap = byte(u);
     match value {
-        Value::List(items) if wrap % 3 == 0 => Value::Tuple(items.clone()),
+        Value::List(items) if wrap.is_multiple_of(3) => Value::Tuple(items.clone()),
         Value::List(items) | Value::Tuple(items) if !items.is_empty() && wrap % 3 == 1 => {
             let at = usize::from(byte(u)) % items.len();
             let mut items = items.clone();
@@ -88,14 +88,16 @@ fn changed(value: &Value, u: &mut Unstructured) -> Value {
             Value::List(items)
         }
         Value::List(items) => Value::List(items.iter().flat_map(flat).collect()),
-        Value::Text(text) if wrap % 2 == 0 => Value::Bytes(text.clone().into_bytes()),
-        Value::Int(bytes) if wrap % 2 == 0 => Value::Int(shortest(&[bytes, &[wrap][..]].concat())),
+        Value::Text(text) if wrap.is_multiple_of(2) => Value::Bytes(text.clone().into_bytes()),
+        Value::Int(bytes) if wrap.is_multiple_of(2) => {
+            Value::Int(shortest(&[bytes, &[wrap][..]].concat()))
+        }
         Value::Int(bytes) => Value::Bytes(bytes.clone()),
         Value::Float(bits) => Value::Float(bits ^ 1 << (wrap % 64)),
         Value::Bool(value) => Value::Int(vec![u8::from(*value)]),
         Value::Digest(name) => Value::Array(*name),
         Value::Array(name) => Value::Image(*name),
-        value if wrap % 2 == 0 => Value::List(vec![value.clone()]),
+        value if wrap.is_multiple_of(2) => Value::List(vec![value.clone()]),
         value => value.clone(),
     }
 }

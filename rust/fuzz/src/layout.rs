@@ -31,8 +31,8 @@ fn describe(u: &mut Unstructured) -> Result<()> {
     let dtype = DType::new(&token, itemsize);
     assert_eq!((dtype.token(), dtype.itemsize()), (&*token, itemsize));
     // Numpy's rule: an empty array has to be addressable without its empty axes.
-    let factors = shape.iter().filter(|&&n| n > 0).map(|&n| n as u128);
-    let size = factors.fold(Some(itemsize as u128), |all, n| all?.checked_mul(n));
+    let mut factors = shape.iter().filter(|&&n| n > 0).map(|&n| n as u128);
+    let size = factors.try_fold(itemsize as u128, u128::checked_mul);
     let elements = shape.iter().filter(|&&n| n > 0).try_fold(1usize, |all, &n| all.checked_mul(n));
     let fits = |bytes: &u128| *bytes <= isize::MAX as u128;
     let size = size.filter(fits).filter(|_| rank <= MAX_RANK && elements.is_some());
@@ -101,7 +101,7 @@ fn walk(u: &mut Unstructured) -> Result<()> {
     let first = (-low) as usize;
     let memory: Vec<u8> = (0..(high - low) as u32).map(|i| (i ^ i >> 8) as u8).collect();
     let offsets = if itemsize == 0 { Vec::new() } else { offsets(&shape, &strides) };
-    let at = |offset: &isize| first.strict_add_signed(*offset);
+    let at = |offset: &isize| first.checked_add_signed(*offset).unwrap();
     let packed: Vec<u8> =
         offsets.iter().flat_map(|o| &memory[at(o)..at(o) + itemsize]).copied().collect();
 
@@ -147,7 +147,7 @@ fn scatter(
     // Where elements overlap they agree here: all bytes were read from the same memory.
     let mut expected: Vec<u8> = memory.iter().map(|byte| !byte).collect();
     for offset in offsets {
-        let at = first.strict_add_signed(*offset);
+        let at = first.checked_add_signed(*offset).unwrap();
         expected[at..at + itemsize].copy_from_slice(&memory[at..at + itemsize]);
     }
     assert_eq!(written, expected);
