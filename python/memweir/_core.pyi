@@ -127,7 +127,8 @@ class Pixels(Mapping[str, _Array]):
         """Writes an array into ``out``: a writable numpy array, torch tensor on the CPU or buffer.
 
         Same dtype (``TypeError``) and shape (``ValueError``), any strides: a row of a batch, a
-        transposed view. Compact forms are decoded straight into it. Off the GIL.
+        transposed view. Compact forms are decoded straight into it. Off the GIL. What is read-only
+        is a ``ValueError``, and so is a numpy scalar.
         """
 
     def export(self) -> bytes:

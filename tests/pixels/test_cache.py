@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import re
 import threading
@@ -334,6 +335,54 @@ def test_copy_into_rows_of_any_stride() -> None:
         pixels.copy_into("x", np.zeros((3, 200, 100), np.float32))
     with pytest.raises(ValueError, match="read-only"):
         pixels.copy_into("x", pixels["x"])
+
+
+SCALARS = [
+    np.float64(0),
+    np.bool_(0),
+    np.datetime64(0, "s"),
+    np.bytes_(b"abc"),
+    np.bytes_(b""),
+    np.zeros(1, "i4,f4")[0],
+]
+
+
+def small_integers() -> mw.Pixels:
+    cache = mw.PixelCache("1 MiB")
+    cache.put("k", np.arange(4, dtype=np.uint8))
+    pixels = cache.get("k")
+    assert pixels is not None
+    return pixels
+
+
+@pytest.mark.parametrize("out", SCALARS, ids=lambda out: type(out).__name__)
+def test_a_scalar_is_no_destination(out: np.generic) -> None:
+    """Numpy makes arrays of them by copying: what is written there is lost."""
+    cache, before = mw.PixelCache("1 MiB"), out.tobytes()
+    one = np.ones((), out.dtype)
+    cache.put("k", one)
+    pixels = cache.get("k")
+    assert pixels is not None
+    kind = re.escape(type(out).__name__)
+    with pytest.raises(ValueError, match=rf"the destination \(numpy\.{kind}\) is read-only"):
+        pixels.copy_into("array", out)
+    assert out.tobytes() == before
+    array = np.zeros((), out.dtype)
+    pixels.copy_into("array", array)
+    assert same(array, one)
+
+
+@pytest.mark.parametrize("frozen", [bytes(4), memoryview(bytearray(4)).toreadonly()], ids=type)
+def test_frozen_buffers_are_no_destinations(frozen: Any) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        small_integers().copy_into("array", frozen)
+    assert bytes(frozen) == bytes(4)
+
+
+@pytest.mark.parametrize("out", [bytearray(4), (ctypes.c_uint8 * 4)()], ids=["bytes", "ctypes"])
+def test_writable_buffers_are_destinations(out: Any) -> None:
+    small_integers().copy_into("array", out)
+    assert bytes(out) == bytes(range(4))
 
 
 def test_representations_decode_nothing_and_escape() -> None:

@@ -50,8 +50,10 @@ pub(super) fn of_any(obj: &Bound<'_, PyAny>) -> PyResult<Export> {
         return of_ndarray(&array.call_method1("view", (obj, array))?);
     }
     if obj.is_instance(scalar_type(py)?)? {
-        // Its own buffer does not tell a datetime from eight bytes.
-        return of_ndarray(&py.import("numpy")?.call_method1("asarray", (obj,))?);
+        // Its own buffer does not tell a datetime from eight bytes. The array is a copy, so what
+        // is written there would be lost.
+        let copy = of_ndarray(&py.import("numpy")?.call_method1("asarray", (obj,))?)?;
+        return Ok(Export { readonly: true, ..copy });
     }
     if let Ok(buffer) = PyUntypedBuffer::get(obj)
         && let Some(export) = of_buffer(buffer)?
