@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memweir import sizes
@@ -51,10 +51,47 @@ def test_other_types_are_type_errors(value: Any) -> None:
         parse_size(value)
 
 
-@given(st.integers(0, 1 << 62))
+LARGEST = (1 << 63) - 1
+
+
+@given(st.integers(0, LARGEST))
+@example(LARGEST)
 def test_any_int_is_itself(n: int) -> None:
     assert parse_size(n) == parse_size(str(n)) == parse_size(f"{n} B") == n
-    assert format_size(n)
+
+
+@given(st.integers(0, 63).flatmap(lambda bits: st.integers(0, (1 << bits) - 1)))
+@example(LARGEST)
+@example(LARGEST - (1 << 40) // 20)
+@example((1 << 53) + 1)
+def test_the_text_of_any_size_is_a_size(n: int) -> None:
+    text = format_size(n)
+    step = 1024 ** ["B", "KiB", "MiB", "GiB", "TiB"].index(text.split()[1])
+    # Half a tenth off at most, or a whole one where the next would be too large; in whole bytes.
+    twentieths = 2 if n > LARGEST - (1 << 40) // 20 else 1
+    assert 20 * (abs(parse_size(text) - n) - 1) < twentieths * step
+    assert format_size(-n) == (f"-{text}" if n else text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1024 + 256, "1.2 KiB"),  # halves go to the even tenth
+        (1024 + 768, "1.8 KiB"),
+        ((1 << 20) - 1, "1024.0 KiB"),
+        (3 << 29, "1.5 GiB"),
+        (LARGEST - (1 << 40) // 20, "8388607.9 TiB"),
+        (LARGEST, "8388607.9 TiB"),  # and no "8388608.0 TiB", which is no size
+        (1 << 63, "8388608.0 TiB"),
+        (10 << 4000, f"{10 << 3960}.0 TiB"),
+        (-(3 << 19), "-1.5 MiB"),
+    ],
+)
+def test_sizes_as_they_are_shown(size: int, text: str) -> None:
+    assert format_size(size) == text
 
 
 def test_percentages_are_of_the_limit() -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["format_size", "memory_limit", "parse_size"]
 
+_SIZES = 1 << 63  # so many there are: the bytes of the largest address space
+_NAMES = ("B", "KiB", "MiB", "GiB", "TiB")
 _UNITS: dict[str, int] = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgtp", start=1):
     _UNITS[f"{_letter}b"] = pow(1000, _power)
@@ -53,13 +55,20 @@ def parse_size(size: int | str) -> int:
 
 
 def format_size(nbytes: int) -> str:
-    """``nbytes`` with the largest binary unit that leaves at least one: ``"1.5 GiB"``."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    """``nbytes`` with the largest binary unit that leaves at least one: ``"1.5 GiB"``.
+
+    To the nearest tenth of the unit. :func:`parse_size` reads the text of every size.
+    """
+    size = abs(nbytes)
+    power = next((n for n in range(4) if size < 1 << 10 * (n + 1)), 4)
+    if power == 0:
+        return f"{nbytes} B"
+    # In integers, halves to the even neighbour: floats have no room for the largest of them.
+    tenths, rest = divmod(10 * size, 1 << 10 * power)
+    tenths += 2 * rest + tenths % 2 > 1 << 10 * power
+    if size < _SIZES <= tenths * (1 << 10 * power) // 10:
+        tenths -= 1  # the next tenth would be the first that is no size
+    return f"{'-' if nbytes < 0 else ''}{tenths // 10}.{tenths % 10} {_NAMES[power]}"
 
 
 def memory_limit() -> int:
@@ -68,7 +77,7 @@ def memory_limit() -> int:
 
 
 def _checked(size: int, given: str) -> int:
-    if size >= 1 << 63:
+    if size >= _SIZES:
         raise ValueError(f"a size larger than any address space: {given!r}")
     return size
 
