@@ -50,11 +50,6 @@ impl Level {
         [Self::Portable, Self::Avx2].into_iter().filter(|level| level.is_here())
     }
 
-    /// Whether `f32::mul_add` is one instruction.
-    pub fn is_fused(self) -> bool {
-        self == Self::Avx2 || cfg!(target_arch = "aarch64")
-    }
-
     fn is_here(self) -> bool {
         match self {
             Self::Portable => true,

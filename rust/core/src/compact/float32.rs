@@ -38,8 +38,9 @@ impl Coder for Floats {
     #[inline(always)]
     fn code<const FUSED: bool>(&self, channel: usize, source: &[u8], codes: &mut [u8]) -> bool {
         let table = &self.tables[channel];
+        // Without FMA it takes longer than looking up.
         let stretch = table.stretch.filter(|_| FUSED);
-        stretch.is_some_and(|stretch| by_formula(&stretch, source, codes))
+        stretch.is_some_and(|stretch| by_formula::<FUSED>(&stretch, source, codes))
             || by_table(table, source, codes)
     }
 
@@ -62,13 +63,14 @@ impl Coder for Floats {
     #[inline(always)]
     fn refresh<const FUSED: bool>(&mut self) {
         let grown = std::mem::take(&mut self.grown);
-        for index in (0..self.tables.len()).filter(|&index| FUSED && grown[index]) {
+        for index in (0..self.tables.len()).filter(|&index| grown[index]) {
             let (table, channel) = (&mut self.tables[index], &self.book.channels[index]);
-            table.prove(channel);
-            if table.proven.is_none() {
+            let mut proven = table.prove::<FUSED>(channel);
+            if proven.is_none() {
                 channel.look();
-                table.prove(channel);
+                proven = table.prove::<FUSED>(channel);
             }
+            table.take(proven);
         }
     }
 
@@ -90,13 +92,14 @@ impl Decoder for &[Table] {
     ) {
         let table = &self[channel];
         match table.proven {
-            Some(proven) if FUSED => {
+            Some(proven) => {
                 for strip in strips(codes.len()) {
                     let (at, codes) = (at + 4 * strip.start, &codes[strip]);
-                    out.each::<STRIP, 4, _>(at, codes, |&code| proven.value(code).to_le_bytes());
+                    let value = |&code: &u8| proven.value::<FUSED>(code).to_le_bytes();
+                    out.each::<STRIP, 4, _>(at, codes, value);
                 }
             }
-            _ => look_up(&table.bits, codes, at, out),
+            None => look_up(&table.bits, codes, at, out),
         }
     }
 }
@@ -136,13 +139,13 @@ fn by_table(table: &Table, source: &[u8], codes: &mut [u8]) -> bool {
 
 /// Compares with what the decoder would compute, which was proven to be what the table holds.
 #[inline(always)]
-fn by_formula(stretch: &Stretch, source: &[u8], codes: &mut [u8]) -> bool {
+fn by_formula<const FUSED: bool>(stretch: &Stretch, source: &[u8], codes: &mut [u8]) -> bool {
     let (elements, _) = source.as_chunks::<4>();
     let mut right = true;
     for strip in strips(codes.len()) {
         let (codes, rest) = codes[strip.clone()].as_chunks_mut::<STRIP>();
         for (codes, elements) in codes.iter_mut().zip(elements[strip].as_chunks().0) {
-            right &= Stretch::code(|_| *stretch, codes, elements);
+            right &= Stretch::code::<FUSED>(|_| *stretch, codes, elements);
         }
         right &= rest.is_empty();
     }

@@ -54,18 +54,24 @@ impl Formula {
         })
     }
 
-    /// The same without divisions, if it reproduces every filled slot. To be compiled with FMA.
+    /// The same with hardly a division, if it reproduces every filled slot. To be compiled for the
+    /// level that it is to hold for.
     #[inline(always)]
-    pub fn prove(&self, bits: &[u32; 256], filled: &[bool; 256]) -> Option<Proven> {
+    pub fn prove<const FUSED: bool>(
+        &self,
+        bits: &[u32; 256],
+        filled: &[bool; 256],
+    ) -> Option<Proven> {
         let proven = Proven {
-            divisor: (self.divisor, 1.0 / self.divisor),
+            over_divisor: reciprocal(self.divisor, SHORT),
             mean: self.mean,
-            deviation: (self.deviation, 1.0 / self.deviation),
+            deviation: self.deviation,
+            over_deviation: reciprocal(self.deviation, u32::MAX),
             first: self.first,
         };
         let mut wrong = 0;
         for slot in 0..256 {
-            let differ = proven.value(slot as u8).to_bits() ^ bits[slot];
+            let differ = proven.value::<FUSED>(slot as u8).to_bits() ^ bits[slot];
             wrong |= if filled[slot] { differ } else { 0 };
         }
         (wrong == 0).then_some(proven)
@@ -78,13 +84,24 @@ fn neighbours(x: f32) -> impl Iterator<Item = f32> {
     zigzag.map(move |i| f32::from_bits(x.to_bits().wrapping_add_signed(i)))
 }
 
-/// A formula that is equal to the table it stands for.
+/// A formula that is equal to the table it stands for. Reciprocals are sums of two floats.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Proven {
-    divisor: (f32, f32),
+    over_divisor: (f32, f32),
     mean: f32,
-    deviation: (f32, f32),
+    deviation: f32,
+    over_deviation: (f32, f32),
     first: u8,
+}
+
+/// Bits of a float without the last eight: its product with a level is exact.
+const SHORT: u32 = !0xFF;
+
+/// One over `x`, the first part with these bits only.
+fn reciprocal(x: f32, bits: u32) -> (f32, f32) {
+    let all = 1.0 / f64::from(x);
+    let first = f32::from_bits((all as f32).to_bits() & bits);
+    (first, (all - f64::from(first)) as f32)
 }
 
 impl Proven {
@@ -98,7 +115,7 @@ impl Proven {
                 best = (start, level);
             }
         }
-        let zero = self.value(self.first) * lattice.scale;
+        let zero = (0.0 - self.mean) / self.deviation * lattice.scale;
         Stretch {
             proven: *self,
             scale: lattice.scale,
@@ -110,13 +127,17 @@ impl Proven {
 
     /// The value of a slot.
     #[inline(always)]
-    pub fn value(&self, slot: u8) -> f32 {
-        self.at(f32::from(slot.wrapping_sub(self.first)))
+    pub fn value<const FUSED: bool>(&self, slot: u8) -> f32 {
+        self.at::<FUSED>(f32::from(slot.wrapping_sub(self.first)))
     }
 
+    /// Products of such sums are exact enough to be rounded as quotients are, nearly always; where
+    /// they are not, the proof fails. Without FMA only those of levels are.
     #[inline(always)]
-    fn at(&self, level: f32) -> f32 {
-        divide(divide(level, self.divisor) - self.mean, self.deviation)
+    fn at<const FUSED: bool>(&self, level: f32) -> f32 {
+        let ((over, little), (by, more)) = (self.over_divisor, self.over_deviation);
+        let x = fused::<FUSED>(level, over, level * little) - self.mean;
+        if FUSED { x.mul_add(by, x * more) } else { x / self.deviation }
     }
 }
 
@@ -134,12 +155,12 @@ pub(super) struct Stretch {
 }
 
 /// Numbers that make a stretch, beside its first slot.
-pub(super) const CONSTANTS: usize = 9;
+pub(super) const CONSTANTS: usize = 10;
 
 impl Stretch {
     /// Codes elements, each by its own; `false` when one of them is none of its levels.
     #[inline(always)]
-    pub fn code(
+    pub fn code<const FUSED: bool>(
         of: impl Fn(usize) -> Self,
         codes: &mut [u8; STRIP],
         elements: &[[u8; 4]; STRIP],
@@ -149,47 +170,44 @@ impl Stretch {
             let (stretch, x) = (of(i), f32::from_le_bytes(elements[i]));
             // Rounds to an integer whose low byte is the slot.
             let round = ROUND + f32::from(stretch.proven.first);
-            let rounded = x.mul_add(stretch.scale, stretch.offset) + round;
+            let rounded = fused::<FUSED>(x, stretch.scale, stretch.offset) + round;
             // What lies outside, NaN included, is compared with the level at the end. `clamp` would
             // keep a NaN, at the price of more instructions.
             let level = rounded - round;
             let level = if level > stretch.low { level } else { stretch.low };
             let level = if level < stretch.high { level } else { stretch.high };
             codes[i] = (level + round).to_bits() as u8;
-            wrong[i] = stretch.proven.at(level).to_bits() ^ x.to_bits();
+            wrong[i] = stretch.proven.at::<FUSED>(level).to_bits() ^ x.to_bits();
         }
         wrong.iter().fold(0, |all, bits| all | bits) == 0
     }
 
     /// The value of a slot.
     #[inline(always)]
-    pub fn value(&self, slot: u8) -> f32 {
-        self.proven.value(slot)
+    pub fn value<const FUSED: bool>(&self, slot: u8) -> f32 {
+        self.proven.value::<FUSED>(slot)
     }
 
     pub fn into_parts(self) -> ([f32; CONSTANTS], u8) {
         let Self { proven, scale, offset, low, high } = self;
-        let Proven { divisor, mean, deviation, first } = proven;
-        let numbers =
-            [scale, offset, low, high, divisor.0, divisor.1, mean, deviation.0, deviation.1];
-        (numbers, first)
+        let Proven { over_divisor: (over, little), mean, deviation, first, .. } = proven;
+        let (by, more) = proven.over_deviation;
+        ([scale, offset, low, high, over, little, mean, deviation, by, more], first)
     }
 
     #[inline(always)]
     pub fn from_parts(numbers: [f32; CONSTANTS], first: u8) -> Self {
-        let [scale, offset, low, high, divisor, by, mean, deviation, over] = numbers;
-        let (divisor, deviation) = ((divisor, by), (deviation, over));
-        let proven = Proven { divisor, mean, deviation, first };
+        let [scale, offset, low, high, over, little, mean, deviation, by, more] = numbers;
+        let (over_divisor, over_deviation) = ((over, little), (by, more));
+        let proven = Proven { over_divisor, mean, deviation, over_deviation, first };
         Self { proven, scale, offset, low, high }
     }
 }
 
-/// `x` over a divisor whose reciprocal is known: one step of correction makes it exact nearly
-/// always, and where it is not the proof fails.
+/// `a * b + c`, rounded once or twice.
 #[inline(always)]
-fn divide(x: f32, (divisor, reciprocal): (f32, f32)) -> f32 {
-    let q = x * reciprocal;
-    (-divisor).mul_add(q, x).mul_add(reciprocal, q)
+fn fused<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 #[cfg(test)]
@@ -226,7 +244,8 @@ mod tests {
                         bits[usize::from(slot)] = value.to_bits();
                         filled[usize::from(slot)] = true;
                     }
-                    let proven = formula.prove(&bits, &filled).unwrap();
+                    let proven = formula.prove::<true>(&bits, &filled).unwrap();
+                    assert!(formula.prove::<false>(&bits, &filled).is_some());
                     let span = |filled: &[bool; 256]| {
                         let stretch = proven.stretch(lattice, filled);
                         stretch.high - stretch.low
@@ -235,7 +254,8 @@ mod tests {
                     filled[usize::from(slot(low + 3))] = false;
                     assert_eq!(span(&filled), f32::from(high - low - 4));
                     bits[usize::from(slot(low))] ^= 1;
-                    assert!(formula.prove(&bits, &filled).is_none());
+                    assert!(formula.prove::<true>(&bits, &filled).is_none());
+                    assert!(formula.prove::<false>(&bits, &filled).is_none());
                 }
             }
         }

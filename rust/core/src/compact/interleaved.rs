@@ -141,8 +141,8 @@ impl MixedFloats {
         codes: &mut [u8],
     ) -> bool {
         match (codes.first_chunk_mut(), elements.first_chunk(), &self.formulas) {
-            (Some(codes), Some(elements), Some(formulas)) if FUSED => {
-                Stretch::code(formulas.strip(place), codes, elements)
+            (Some(codes), Some(elements), Some(formulas)) => {
+                Stretch::code::<FUSED>(formulas.strip(place), codes, elements)
             }
             _ => false,
         }
@@ -225,13 +225,13 @@ impl Decoder for MixedTables<'_> {
         for codes in strips {
             let mut values = [0u32; STRIP];
             match &self.formulas {
-                Some(formulas) if FUSED => {
+                Some(formulas) => {
                     let strip = formulas.strip(place);
                     for i in 0..STRIP {
-                        values[i] = strip(i).value(codes[i]).to_bits();
+                        values[i] = strip(i).value::<FUSED>(codes[i]).to_bits();
                     }
                 }
-                _ => self.look_up(place, codes, &mut values),
+                None => self.look_up(place, codes, &mut values),
             }
             out.each::<STRIP, 4, _>(at, &values, |value| value.to_le_bytes());
             (place, at) = (self.lanes.after(place, STRIP), at + 4 * STRIP);

@@ -38,9 +38,10 @@ impl Tables {
         let floats = |channel: &Channel| Some(Table::load(channel, channel.lattice?));
         match book.channels.iter().map(floats).collect::<Option<Vec<_>>>() {
             Some(mut tables) => {
-                let level = Level::get();
-                if level.is_fused() {
-                    level.run(Proof { tables: &mut tables, channels: &book.channels });
+                for (table, channel) in tables.iter_mut().zip(&book.channels) {
+                    let prove = |level: Level| level.run(Proof { table, channel });
+                    // Copies are used at any level.
+                    table.take(Level::all().map(prove).reduce(Option::and).flatten());
                 }
                 Self::Floats(tables.into())
             }
@@ -76,28 +77,28 @@ impl Table {
         Self { lattice, bits, filled, proven: None, stretch: None }
     }
 
-    /// Takes up the channel's formula, as far as it holds. To be compiled with FMA.
+    /// The channel's formula, as far as it holds at this level.
     #[inline(always)]
-    pub fn prove(&mut self, channel: &Channel) {
-        self.proven = channel.formula().and_then(|f| f.prove(&self.bits, &self.filled));
-        self.stretch = self.proven.map(|proven| proven.stretch(self.lattice, &self.filled));
+    pub fn prove<const FUSED: bool>(&self, channel: &Channel) -> Option<Proven> {
+        channel.formula()?.prove::<FUSED>(&self.bits, &self.filled)
+    }
+
+    pub fn take(&mut self, proven: Option<Proven>) {
+        self.proven = proven;
+        self.stretch = proven.map(|proven| proven.stretch(self.lattice, &self.filled));
     }
 }
 
 struct Proof<'a> {
-    tables: &'a mut [Table],
-    channels: &'a [Channel],
+    table: &'a Table,
+    channel: &'a Channel,
 }
 
 impl Kernel for Proof<'_> {
-    type Out = ();
+    type Out = Option<Proven>;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        if FUSED {
-            for (table, channel) in self.tables.iter_mut().zip(self.channels) {
-                table.prove(channel);
-            }
-        }
+    fn run<const FUSED: bool>(self) -> Self::Out {
+        self.table.prove::<FUSED>(self.channel)
     }
 }

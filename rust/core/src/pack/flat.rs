@@ -64,15 +64,23 @@ impl Flat<'_> {
         check(self.len, at, out.len());
         let from = self.base.wrapping_add(at);
         let (strips, rest) = out.as_chunks_mut::<STRIP>();
-        let whole = strips.len() * STRIP;
         for (i, strip) in strips.iter_mut().enumerate() {
             let from = from.wrapping_add(i * STRIP);
             ahead(from);
             // SAFETY: the range was checked.
             unsafe { strip.as_mut_ptr().copy_from_nonoverlapping(from, STRIP) };
         }
-        // SAFETY: the range was checked.
-        unsafe { rest.as_mut_ptr().copy_from_nonoverlapping(from.wrapping_add(whole), rest.len()) };
+        if !rest.is_empty() {
+            let behind = out.len().saturating_sub(STRIP);
+            let from = from.wrapping_add(behind);
+            // Some bytes once more, before any is looked at, are faster than a call.
+            match out.last_chunk_mut::<STRIP>() {
+                // SAFETY: the range was checked.
+                Some(strip) => unsafe { strip.as_mut_ptr().copy_from_nonoverlapping(from, STRIP) },
+                // SAFETY: as above; there is no strip.
+                None => unsafe { out.as_mut_ptr().copy_from_nonoverlapping(from, out.len()) },
+            }
+        }
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -89,20 +97,35 @@ impl Flat<'_> {
         for (i, strip) in strips.iter().enumerate() {
             let from = from.wrapping_add(i * STRIP);
             ahead(from);
-            let mut private = [0; STRIP];
             // SAFETY: the range was checked.
-            unsafe { private.as_mut_ptr().copy_from_nonoverlapping(from, STRIP) };
-            for (one, other) in private.as_chunks::<8>().0.iter().zip(strip.as_chunks::<8>().0) {
-                differ |= u64::from_ne_bytes(*one) ^ u64::from_ne_bytes(*other);
-            }
+            differ |= unsafe { compare(from, strip) };
         }
-        let mut private = [0; STRIP];
-        let private = &mut private[..rest.len()];
-        let from = from.wrapping_add(strips.len() * STRIP);
-        // SAFETY: the range was checked.
-        unsafe { private.as_mut_ptr().copy_from_nonoverlapping(from, rest.len()) };
-        differ == 0 && private == rest
+        if !rest.is_empty() {
+            let Some(strip) = bytes.last_chunk::<STRIP>() else {
+                let mut private = [0; STRIP];
+                let private = &mut private[..bytes.len()];
+                // SAFETY: the range was checked.
+                unsafe { private.as_mut_ptr().copy_from_nonoverlapping(from, bytes.len()) };
+                return private == bytes;
+            };
+            // SAFETY: as above; the strip ends where the range does.
+            differ |= unsafe { compare(from.wrapping_add(bytes.len() - STRIP), strip) };
+        }
+        differ == 0
     }
+}
+
+/// The bits in which a strip differs, all in one.
+///
+/// # Safety
+/// The strip is readable.
+#[inline(always)]
+unsafe fn compare(from: *const u8, strip: &[u8; STRIP]) -> u64 {
+    let mut private = [0; STRIP];
+    // SAFETY: passed on.
+    unsafe { private.as_mut_ptr().copy_from_nonoverlapping(from, STRIP) };
+    let pairs = private.as_chunks::<8>().0.iter().zip(strip.as_chunks::<8>().0);
+    pairs.fold(0, |all, (&one, &other)| all | u64::from_ne_bytes(one) ^ u64::from_ne_bytes(other))
 }
 
 #[inline(always)]
