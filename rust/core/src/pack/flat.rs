@@ -10,8 +10,13 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Bytes between what is copied and what is asked of memory meanwhile.
 const AHEAD: usize = 2 << 10;
+/// Bytes between what is written and what is asked for to be written to: hardware looks ahead too
+/// little for stores, and not at all beyond a page.
+const AHEAD_OF_WRITES: usize = 4 << 10;
 /// Bytes that are copied, or compared, at a time.
 const STRIP: usize = 128;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Foreign bytes, one behind the other.
 #[derive(Debug, Clone, Copy)]
@@ -136,14 +141,29 @@ fn check(len: usize, at: usize, n: usize) {
 #[inline(always)]
 fn ahead(from: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    for line in 0..STRIP / 64 {
+    for line in 0..STRIP / LINE {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch may name any address.
         #[allow(unused_unsafe, reason = "newer standard libraries call it safe")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + 64 * line).cast());
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + LINE * line).cast());
         }
     }
+}
+
+#[inline(always)]
+fn own(to: *const u8, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..n.div_ceil(LINE) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: as above; a processor that does not know the hint does nothing.
+        #[allow(unused_unsafe, reason = "newer standard libraries call it safe")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(AHEAD_OF_WRITES + LINE * line).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (to, n);
 }
 
 impl FlatMut<'_> {
@@ -174,6 +194,9 @@ impl FlatMut<'_> {
                 *made = f(item);
             }
             let to = to.wrapping_add(i * K);
+            if K * N >= LINE {
+                own(to.cast(), K * N);
+            }
             // SAFETY: the range was checked, and what is private does not overlap it.
             unsafe { to.copy_from_nonoverlapping(strip.as_ptr(), K) };
         }
@@ -207,6 +230,7 @@ impl FlatMut<'_> {
         check(self.len, from, n);
         check(self.len, to, n);
         assert!(from + n <= to || to + n <= from, "{n} bytes at {from} overlap those at {to}");
+        own(self.base.wrapping_add(to), n);
         // SAFETY: the ranges were checked.
         unsafe { copy(self.base.wrapping_add(from), self.base.wrapping_add(to), n) };
     }
