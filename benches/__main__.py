@@ -6,9 +6,8 @@ import importlib
 import os
 import sys
 
-ALL = ("imports", "identity", "cache", "render", "refs", "probes", "wire", "memory")
-ALL = ("imports", "identity", "cache", "compact", "render", "refs", "memory")
-ALL = ("imports", "identity", "cache", "compact", "render", "refs", "memory", "images", "churn")
+TIMES = ("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire")
+ALL = (*TIMES, "memory", "images", "churn")
 
 
 def main(names: list[str]) -> None:
