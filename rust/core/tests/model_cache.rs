@@ -80,7 +80,7 @@ fn user(cache: &Arc<Cache>, model: Model, thread: u8) -> User {
             12 => _ = cache.evict(PAGE * thread_rng().gen_range(0..2)),
             13 => _ = cache.clear(),
             14 if model.resizes => {
-                cache.resize(model.pages * PAGE / thread_rng().gen_range(1..4));
+                cache.resize(model.pages * PAGE * thread_rng().gen_range(0..4) / 3);
             }
             14 => drop(cache.reserve(PAGE)),
             _ => user.decode(),

@@ -290,3 +290,37 @@ impl Drop for Cache {
         self.dispose(gone, 0);
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    #![allow(clippy::expect_used)]
+    use super::*;
+    use crate::layout::{DType, Layout};
+    use crate::pixels::Spec;
+
+    fn put(cache: &Arc<Cache>, key: &Key) {
+        let layout = Layout::new(DType::new("|u1", 1), &[100]).expect("small");
+        let spec = Spec::new([("x".into(), layout)]).expect("small");
+        let writer = cache.begin(spec, None).expect("memory").expect("room");
+        assert!(writer.publish(*key, Existing::Replace, None));
+    }
+
+    /// A thread takes an entry out, another lowers the budget before the first has seen it go.
+    #[test]
+    fn counts_that_come_late_go_too() {
+        let cache = Cache::new(1 << 20, false);
+        let key = Key::single(Part::Text("a"));
+        put(&cache, &key);
+        let mut state = cache.lock();
+        let gone = state.find(&key).and_then(|id| state.remove(id));
+        drop(state);
+        assert!(gone.is_some());
+        let above = cache.resize(0);
+        assert_eq!(above, cache.stats().bytes);
+        cache.dispose(gone.into(), 0);
+        assert_eq!(cache.stats().bytes, 0);
+        cache.resize(1 << 20);
+        put(&cache, &key);
+        assert!(cache.contains(&key));
+    }
+}

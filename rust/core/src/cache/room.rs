@@ -301,8 +301,11 @@ impl Cache {
         let kept = keep.min(freed);
         let kept = if state.budget.claim(kept) { kept } else { 0 };
         let slabs: Vec<_> = holes.into_iter().filter_map(|h| state.arena.refill(h)).collect();
+        // Whoever lowered the budget meanwhile did not find the counts at home.
+        let empty = if state.is_over() { state.trim() } else { None };
         drop(state);
         drop(slabs);
+        self.free(empty);
         (freed, kept)
     }
 
