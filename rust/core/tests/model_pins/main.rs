@@ -4,10 +4,40 @@
 //! whoever ends the last loan of such a block reports to the cache. The account and the list are
 //! the real ones; the lock, the word and the bytes are loom's, so that a read that races with a
 //! write is found, too. Every `Flaw` leaves one detail out, and the models have to find it.
+//!
+//! `loans` does the same to the blocks and counts themselves, whose words are handed on.
 #![cfg(loom)]
-#![allow(clippy::unwrap_used, clippy::arc_with_non_send_sync, unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::arc_with_non_send_sync, unsafe_code)]
 
+// The very source of blocks and counts, with loom's words in it.
+#[path = "../../src/arena/block.rs"]
+#[allow(dead_code)]
+mod block;
+#[path = "../../src/arena/count.rs"]
+#[allow(dead_code)]
+mod count;
+mod loans;
 mod protocol;
+
+mod piece {
+    /// The bytes that a block of a model lends are its label.
+    #[derive(Debug)]
+    pub struct Piece;
+
+    impl Piece {
+        pub fn len(&self) -> usize {
+            0
+        }
+
+        pub fn bytes(&self) -> &[u8] {
+            &[]
+        }
+    }
+}
+
+mod sync {
+    pub use loom::sync::atomic;
+}
 
 use loom::thread;
 use protocol::{Cache, Flaw, Pin};
