@@ -36,6 +36,10 @@ use std::sync::Arc;
 pub use store::Array;
 pub use writer::{Existing, Reservation, Writer};
 
+/// Entries are taken out and given back at most so many at once: lists of them are not on the
+/// account, and others want the lock.
+const BATCH: usize = if cfg!(shuttle) { 1 } else { 128 };
+
 /// Counters and bytes of a cache at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -196,15 +200,24 @@ impl Cache {
 
     /// Evicts until no more is owned than `to` says, and gives up bookkeeping that is empty.
     fn shrink(&self, to: impl FnOnce(&mut Budget) -> usize) -> usize {
-        let mut gone = Gone::default();
         let mut state = self.lock();
         let to = to(&mut state.budget);
         let limit = state.budget.limit();
         state.arena.fit(limit);
-        state.evict_to(to, &mut gone);
-        drop(state);
-        let freed = self.dispose(gone, 0).0;
-        let mut state = self.lock();
+        // What others bring in meanwhile is not this call's to evict.
+        let (mut excess, mut freed) = (state.staying().saturating_sub(to), 0);
+        while excess > 0 {
+            let (mut gone, before) = (Gone::default(), state.staying());
+            state.evict_to(to, BATCH, &mut gone);
+            let evicted = before - state.staying();
+            if evicted == 0 {
+                break;
+            }
+            excess = excess.saturating_sub(evicted);
+            drop(state);
+            freed += self.dispose(gone, 0).0;
+            state = self.lock();
+        }
         let empty = if state.staying() > to { state.trim() } else { None };
         drop(state);
         self.free(empty);
@@ -218,12 +231,17 @@ impl Cache {
         state.generation += 1;
         let ids: Vec<Id> = state.index.iter().copied().collect();
         let mut gone = Gone::default();
-        for id in ids {
-            gone.entries.extend(state.remove(id));
-        }
         state.drop_outputs(&mut gone);
+        let mut freed = 0;
+        for ids in ids.chunks(BATCH) {
+            // What others have put into one of these slots meanwhile goes, too.
+            gone.entries.extend(ids.iter().filter_map(|&id| state.remove(id)));
+            drop(state);
+            freed += self.dispose(std::mem::take(&mut gone), 0).0;
+            state = self.lock();
+        }
         drop(state);
-        let freed = self.dispose(gone, 0).0;
+        freed += self.dispose(gone, 0).0;
         let empty = self.lock().trim();
         self.free(empty);
         freed

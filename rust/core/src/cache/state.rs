@@ -185,9 +185,10 @@ impl State {
         None
     }
 
-    /// Takes an entry out of the index; out of its slot too unless it is in use.
+    /// Takes an entry out of the index, if it is still there; out of its slot too unless it is in
+    /// use.
     pub fn remove(&mut self, id: Id) -> Option<Entry> {
-        let entry = self.slots.get(id)?;
+        let entry = self.slots.get(id).filter(|e| e.phase != Phase::Leaving)?;
         let in_use = entry.phase == Phase::Parked || self.park(id);
         let entry = self.slots.get_mut(id)?;
         if in_use {
@@ -221,11 +222,12 @@ impl State {
         Some(entry)
     }
 
-    pub fn evict_to(&mut self, to: usize, gone: &mut Gone) {
+    /// Evicts, at most so many entries at once.
+    pub fn evict_to(&mut self, to: usize, most: usize, gone: &mut Gone) {
         if self.staying() > to {
             self.drop_outputs(gone);
         }
-        while self.staying() > to {
+        while self.staying() > to && gone.entries.len() < most {
             let Some(id) = self.oldest() else { break };
             self.evictions += 1;
             gone.entries.extend(self.remove(id));
