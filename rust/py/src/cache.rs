@@ -305,8 +305,8 @@ impl<'py> Arrays<'py> {
                 &many
             }
         };
-        let bulk = arrays.iter().any(|array| array.layout.nbytes() > BULK);
-        let stored = if bulk { py.detach(|| store(arrays)) } else { store(arrays) };
+        let bulk = arrays.iter().map(|array| array.layout.nbytes()).fold(0, usize::saturating_add);
+        let stored = if bulk > BULK { py.detach(|| store(arrays)) } else { store(arrays) };
         stored.map_err(raised)
     }
 }
