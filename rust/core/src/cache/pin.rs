@@ -152,7 +152,7 @@ impl Pin {
             return Ok(false);
         }
         let size = field.layout().dtype().itemsize().max(1);
-        let step = (COMPARED / size).max(1) * size;
+        let step = (COMPARED.min(nbytes) / size).max(1) * size;
         let (codes, mut mine, mut theirs) = (self.codes(field), vec![0; step], vec![0; step]);
         for at in (0..nbytes).step_by(step) {
             let end = nbytes.min(at + step);
