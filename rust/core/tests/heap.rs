@@ -36,6 +36,8 @@ unsafe impl GlobalAlloc for Counted {
 #[global_allocator]
 static HEAP: Counted = Counted;
 
+type Way = fn(&Cache);
+
 /// Fills a cache with entries of a page until one has to go; returns how many stay.
 fn fill(cache: &Arc<Cache>) -> usize {
     let evictions = cache.stats().evictions;
@@ -57,7 +59,7 @@ fn fill(cache: &Arc<Cache>) -> usize {
 
 #[test]
 fn the_heap_is_on_the_account_while_entries_go() {
-    let ways: [(&str, fn(&Cache)); 3] = [
+    let ways: [(&str, Way); 3] = [
         ("clear", |cache| _ = cache.clear()),
         ("evict", |cache| _ = cache.evict(0)),
         ("resize", |cache| _ = cache.resize(0)),
