@@ -99,7 +99,7 @@ impl PyCache {
             let written = self.cache.write(arrays, None)?;
             Ok(self.publish(key, written))
         };
-        arrays.with(py, store)
+        arrays.with(py, |nbytes| self.cache.is_soon_in(Some(&key), nbytes), store)
     }
 
     /// Stores what a load gave and returns a handle on it; what does not fit, or came too late,
@@ -127,7 +127,8 @@ impl PyCache {
             }
             self.cache.loose(arrays)
         };
-        arrays.with(py, serve).map(PyPixels::new)
+        let soon = |nbytes| self.cache.is_soon_in(Some(&key), nbytes);
+        arrays.with(py, soon, serve).map(PyPixels::new)
     }
 
     fn put_array(
@@ -146,7 +147,9 @@ impl PyCache {
             // It may be there already: its name was not known before.
             Ok((digest, pin.or_else(|| self.cache.peek(&key))))
         };
-        let stored = if layout.nbytes() > BULK { py.detach(store) } else { store() };
+        let nbytes = layout.nbytes();
+        let soon = nbytes <= BULK && self.cache.is_soon_in(None, nbytes);
+        let stored = if soon { store() } else { py.detach(store) };
         let (digest, pin) = stored.map_err(raised)?;
         Ok((digest.into(), pin.map(PyPixels::new)))
     }
@@ -284,10 +287,12 @@ impl<'py> Arrays<'py> {
         Ok(Self(arrays))
     }
 
-    /// Runs `store` over the arrays, off the GIL when there is much to copy.
+    /// Runs `store` over the arrays, off the GIL when there is much to copy or, unless `soon`, to
+    /// make room for them.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
+        soon: impl FnOnce(usize) -> bool,
         store: impl FnOnce(&[Array<'_>]) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
         fn array<'a>((name, memory): &'a (Cow<'static, str>, Borrowed<'_>)) -> Array<'a> {
@@ -305,8 +310,10 @@ impl<'py> Arrays<'py> {
                 &many
             }
         };
-        let bulk = arrays.iter().map(|array| array.layout.nbytes()).fold(0, usize::saturating_add);
-        let stored = if bulk > BULK { py.detach(|| store(arrays)) } else { store(arrays) };
+        let nbytes =
+            arrays.iter().map(|array| array.layout.nbytes()).fold(0, usize::saturating_add);
+        let soon = nbytes <= BULK && soon(nbytes);
+        let stored = if soon { store(arrays) } else { py.detach(|| store(arrays)) };
         stored.map_err(raised)
     }
 }

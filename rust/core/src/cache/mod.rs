@@ -40,6 +40,11 @@ pub use writer::{Existing, Reservation, Writer};
 /// account, and others want the lock.
 const BATCH: usize = if cfg!(shuttle) { 1 } else { 128 };
 
+/// So many bytes are given back to the system in some ten microseconds.
+const LIGHT: usize = 256 << 10;
+/// More than a small entry takes beside its pages.
+const BESIDE: usize = 32 << 10;
+
 /// Counters and bytes of a cache at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -121,6 +126,19 @@ impl Cache {
     /// Whether a key has an entry; counts nothing and changes no order.
     pub fn contains(&self, key: &Key) -> bool {
         self.lock().find(key).is_some()
+    }
+
+    /// Whether an entry of so many bytes comes in soon: nothing large has to go for it, or from
+    /// under its key. What others do meanwhile may change that.
+    pub fn is_soon_in(&self, key: Option<&Key>, bytes: usize) -> bool {
+        let state = self.lock();
+        let short = state.budget.shortfall(bytes.saturating_add(BESIDE));
+        let light = |id: Option<Id>| {
+            id.and_then(|id| state.slots.get(id)).is_none_or(|entry| entry.bytes() <= LIGHT)
+        };
+        let fits = short == 0 || short <= LIGHT && state.spare.is_empty();
+        fits && (short == 0 || light(state.slots.oldest()))
+            && light(key.and_then(|k| state.find(k)))
     }
 
     /// Entries that can be found.
@@ -316,11 +334,32 @@ mod tests {
     use crate::layout::{DType, Layout};
     use crate::pixels::Spec;
 
-    fn put(cache: &Arc<Cache>, key: &Key) {
-        let layout = Layout::new(DType::new("|u1", 1), &[100]).expect("small");
+    fn put(cache: &Arc<Cache>, key: &Key, nbytes: usize) {
+        let layout = Layout::new(DType::new("|u1", 1), &[nbytes]).expect("small");
         let spec = Spec::new([("x".into(), layout)]).expect("small");
         let writer = cache.begin(spec, None).expect("memory").expect("room");
         assert!(writer.publish(*key, Existing::Replace, None));
+    }
+
+    #[test]
+    fn what_is_large_does_not_go_soon() {
+        let (cache, small) = (Cache::new(2 << 20, false), 8 << 10);
+        let (a, b) = (Key::single(Part::Text("a")), Key::single(Part::Text("b")));
+        assert!(cache.is_soon_in(Some(&a), small), "there is room");
+        assert!(!cache.is_soon_in(Some(&a), 4 << 20), "never");
+        put(&cache, &a, 1 << 20);
+        assert!(cache.is_soon_in(Some(&b), small) && cache.is_soon_in(None, small));
+        assert!(!cache.is_soon_in(Some(&a), small), "what is there is large");
+        put(&cache, &b, 1000 << 10);
+        assert!(!cache.is_soon_in(None, small), "what goes for it is large");
+        drop(cache.get(&a));
+        put(&cache, &b, 100);
+        put(&cache, &Key::single(Part::Text("c")), 1000 << 10);
+        assert!(!cache.is_soon_in(Some(&b), small), "the oldest is large");
+        drop((cache.get(&a), cache.get(&Key::single(Part::Text("c")))));
+        assert!(cache.is_soon_in(Some(&b), small), "the oldest is small");
+        cache.resize(64 << 10);
+        assert!(!cache.is_soon_in(None, 1 << 20));
     }
 
     /// A thread takes an entry out, another lowers the budget before the first has seen it go.
@@ -328,7 +367,7 @@ mod tests {
     fn counts_that_come_late_go_too() {
         let cache = Cache::new(1 << 20, false);
         let key = Key::single(Part::Text("a"));
-        put(&cache, &key);
+        put(&cache, &key, 100);
         let mut state = cache.lock();
         let gone = state.find(&key).and_then(|id| state.remove(id));
         drop(state);
@@ -338,7 +377,7 @@ mod tests {
         cache.dispose(gone.into(), 0);
         assert_eq!(cache.stats().bytes, 0);
         cache.resize(1 << 20);
-        put(&cache, &key);
+        put(&cache, &key, 100);
         assert!(cache.contains(&key));
     }
 }
