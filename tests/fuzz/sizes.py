@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import string
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from memweir import sizes
-from memweir.sizes import format_size, memory_limit, parse_size
+# By its path: the package around it would want the extension to be built.
+PATH = Path(__file__).parents[2] / "python/memweir/sizes.py"
+spec = importlib.util.spec_from_file_location("sizes", PATH)
+sizes = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sizes)
+format_size, parse_size = sizes.format_size, sizes.parse_size
 
-LIMIT = memory_limit()
+LIMIT = sizes.memory_limit()
 SPACE = " \t\n\r\f\v"
 POWERS = {letter: n for n, letter in enumerate("kmgtp", start=1)}
 
