@@ -102,13 +102,14 @@ impl Key {
         match self.kind {
             // Text and bytes may be anybody's choice.
             Kind::Text | Kind::Bytes => seed().hash_one(&self.bytes[..usize::from(self.len)]),
-            // Eight bytes of a hash are as good a hash as any function of all.
-            _ => self.bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first)),
+            // Eight bytes of a hash are as good as all; but who has seen to it that many begin alike
+            // must not know where they go.
+            _ => seed().hash_one(self.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b))),
         }
     }
 }
 
-/// What text and bytes are hashed with in this process. Asked for by every cache as it is made, so
+/// What keys are hashed with in this process. Asked for by every cache as it is made, so
 /// that no fork finds it half done.
 pub(super) fn seed() -> &'static DefaultHashBuilder {
     static SEED: OnceLock<DefaultHashBuilder> = OnceLock::new();
@@ -118,6 +119,19 @@ pub(super) fn seed() -> &'static DefaultHashBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+
+    /// A second's search finds hundreds of contents whose hashes begin alike.
+    #[test]
+    fn digests_that_begin_alike_lie_apart() {
+        let keys = (0..64u8).map(|i| {
+            let mut digest = [0; 32];
+            digest[4] = i;
+            Key::digest(&digest)
+        });
+        let places: HashSet<u64> = keys.map(|key| key.hash() % (1 << 16)).collect();
+        assert!(places.len() > 48, "{places:?}");
+    }
 
     #[test]
     fn different_keys_differ() {
