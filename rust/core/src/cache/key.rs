@@ -1,7 +1,8 @@
 //! What an entry is found by.
 
-use hashbrown::DefaultHashBuilder;
-use std::hash::BuildHasher;
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
 /// The hexadecimal text of 256 bits fits.
@@ -111,9 +112,15 @@ impl Key {
 
 /// What keys are hashed with in this process. Asked for by every cache as it is made, so
 /// that no fork finds it half done.
-pub(super) fn seed() -> &'static DefaultHashBuilder {
-    static SEED: OnceLock<DefaultHashBuilder> = OnceLock::new();
-    SEED.get_or_init(DefaultHashBuilder::default)
+pub(super) fn seed() -> &'static SeedableRandomState {
+    static SHARED: OnceLock<SharedSeed> = OnceLock::new();
+    static SEED: OnceLock<SeedableRandomState> = OnceLock::new();
+    // foldhash is fast, but asks nobody for randomness; the standard library asks the system.
+    let random = || RandomState::new().hash_one(());
+    SEED.get_or_init(|| {
+        let shared = SHARED.get_or_init(|| SharedSeed::from_u64(random()));
+        SeedableRandomState::with_seed(random(), shared)
+    })
 }
 
 #[cfg(test)]
