@@ -138,7 +138,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn counts_are_nobody_elses() {
+    fn counts_are_nobody_elses_and_one_is_lost() {
         let (mut counts, mut other) = (Counts::default(), Counts::default());
         let mut out = Vec::new();
         for round in 0..400 {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_outlives_what_it_came_from() {
+    fn a_count_that_is_lost_outlives_what_it_came_from() {
         let mut counts = Counts::default();
         let kept = counts.take();
         drop(counts);
