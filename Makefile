@@ -61,8 +61,8 @@ hub0: build/hub0.stamp
 wheel: build/wheel.stamp
 
 # What takes a compiler of its own says why it is skipped where there is none. The builds go side by
-# side, since each waits for one crate most of the time; fuzzing has its seconds to itself.
-HARDEN_SECONDS ?= 10
+# side, since each waits for one crate most of the time; fuzzing has its half minute to itself.
+HARDEN_SECONDS ?= 6
 ABREAST = -j$(shell nproc 2>/dev/null || echo 2) $(if $(filter output-sync,$(.FEATURES)),-Otarget)
 harden: build/tools.stamp
 	$(MAKE) --no-print-directory $(ABREAST) fuzz-build asan models
