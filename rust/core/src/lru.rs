@@ -54,12 +54,17 @@ impl<T> Lru<T> {
 
     /// Puts a value into a free slot; it is in the list only after [`link`](Self::link).
     pub fn insert(&mut self, value: T) -> Id {
+        self.insert_with(|_| value)
+    }
+
+    /// [`insert`](Self::insert) for a value that knows its slot.
+    pub fn insert_with(&mut self, value: impl FnOnce(Id) -> T) -> Id {
         if self.free == NIL {
             self.grow();
         }
         let id = self.free;
         let node = self.node_mut(id);
-        node.value = Some(value);
+        node.value = Some(value(id));
         self.free = self.node(id).next;
         self.len += 1;
         id

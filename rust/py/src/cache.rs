@@ -1,9 +1,9 @@
 //! The cache, for Python: keys and arrays in, handles out.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use memweir_core::cache::{Array, Cache, Existing, Key, Part, Reservation, Writer};
+use memweir_core::cache::{Array, Ask, Cache, Existing, Key, Owner, Part, Reservation, Writer};
 use memweir_core::digest::{self, Algorithm};
 use memweir_core::error::Error;
 use memweir_core::proc::fork;
@@ -21,17 +21,13 @@ const ALONE: &str = "array";
 /// The cache without the parts that are Python's: sizes as text, flights, registration.
 #[pyclass(frozen, subclass, weakref, module = "memweir._core", name = "Cache")]
 pub struct PyCache {
-    cache: Arc<Cache>,
+    cache: Owner,
 }
 
 impl Drop for PyCache {
     /// Nobody can find the entries any more; giving their pages back may take a while.
     fn drop(&mut self) {
-        let give_up = || {
-            self.cache.clear();
-            self.cache.resize(0);
-        };
-        Python::attach(|py| py.detach(give_up));
+        Python::attach(|py| py.detach(|| self.cache.close()));
     }
 }
 
@@ -62,12 +58,14 @@ impl PyCache {
         Self { cache: Cache::new(budget, compact) }
     }
 
-    fn get(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<PyPixels>> {
-        Ok(self.cache.get(&key_of(key)?).map(PyPixels::new))
+    fn get(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyPixels>>> {
+        let handle = |pin| Py::new(key.py(), PyPixels::new(pin));
+        ask(key, |key| self.cache.get(key).map(handle).transpose())?
     }
 
-    fn _peek(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<PyPixels>> {
-        Ok(self.cache.peek(&key_of(key)?).map(PyPixels::new))
+    fn _peek(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyPixels>>> {
+        let handle = |pin| Py::new(key.py(), PyPixels::new(pin));
+        ask(key, |key| self.cache.peek(key).map(handle).transpose())?
     }
 
     fn _key<'py>(&self, py: Python<'py>, key: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -75,7 +73,7 @@ impl PyCache {
     }
 
     fn __contains__(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
-        Ok(self.cache.contains(&key_of(key)?))
+        ask(key, |key| self.cache.contains(key))
     }
 
     fn __len__(&self) -> usize {
@@ -318,6 +316,20 @@ impl<'py> Arrays<'py> {
     }
 }
 
+/// Looks a key up where it lies.
+#[inline]
+fn ask<T>(key: &Bound<'_, PyAny>, look_up: impl FnOnce(Ask<'_>) -> T) -> PyResult<T> {
+    let short = match key.cast_exact::<PyDigest>() {
+        Ok(digest) => Some(Ask::digest(digest.get().as_bytes())),
+        Err(_) if key.is_exact_instance_of::<PyTuple>() => None,
+        Err(_) => Ask::single(part_of(key)?),
+    };
+    match short {
+        Some(key) => Ok(look_up(key)),
+        None => Ok(look_up((&other_key_of(key)?).into())),
+    }
+}
+
 #[inline]
 fn key_of(key: &Bound<'_, PyAny>) -> PyResult<Key> {
     match key.cast_exact::<PyDigest>() {
@@ -336,6 +348,7 @@ fn other_key_of(key: &Bound<'_, PyAny>) -> PyResult<Key> {
     part_of(key).map(Key::single)
 }
 
+#[inline]
 fn part_of<'a>(part: &'a Bound<'_, PyAny>) -> PyResult<Part<'a>> {
     if let Ok(text) = part.cast_exact::<PyString>() {
         return Ok(Part::Text(text.to_str()?));

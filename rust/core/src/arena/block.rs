@@ -30,10 +30,22 @@ pub struct Block<T> {
     len: usize,
 }
 
-/// A block lent for reading. Dropping a loan instead of ending it leaks the block.
+/// A label that knows the block's owner.
+pub trait Owned {
+    /// The way to the owner.
+    type Owner;
+
+    /// The way to the owner, which outlives the label.
+    fn owner(&self) -> Self::Owner;
+
+    /// The last loan has ended, and the owner had asked to be told.
+    fn told(owner: Self::Owner);
+}
+
+/// A block lent for reading, until it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Loan<T> {
+pub struct Loan<T: Owned> {
     body: NonNull<Body<T>>,
     pins: NonNull<AtomicU32>,
 }
@@ -44,9 +56,9 @@ unsafe impl<T: Send + Sync> Send for Block<T> {}
 unsafe impl<T: Send + Sync> Sync for Block<T> {}
 // SAFETY: a loan gives shared access to pieces and label, which nobody writes while it exists; the
 // last of them may be ended, but nothing is dropped by that.
-unsafe impl<T: Sync> Send for Loan<T> {}
+unsafe impl<T: Owned + Sync> Send for Loan<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Loan<T> {}
+unsafe impl<T: Owned + Sync> Sync for Loan<T> {}
 
 impl<T> Block<T> {
     /// A block of these pieces, whose loans are counted by a fresh `pins`.
@@ -81,7 +93,7 @@ impl<T> Block<T> {
         self.pins.word().load(Ordering::Acquire) & !ASKED > 0
     }
 
-    /// Whether anybody holds a loan; if so, [`Loan::end`] tells the last one to come forward.
+    /// Whether anybody holds a loan; if so, the last one says when it ends: see [`Owned::told`].
     pub fn ask(&self) -> bool {
         let pins = self.pins.word();
         let lent = pins.fetch_or(ASKED, Ordering::AcqRel) & !ASKED > 0;
@@ -92,7 +104,10 @@ impl<T> Block<T> {
     }
 
     /// Lends the pieces and the label for reading; `None` when too many have them.
-    pub fn lend(&self) -> Option<Loan<T>> {
+    pub fn lend(&self) -> Option<Loan<T>>
+    where
+        T: Owned,
+    {
         lend(self.body, self.pins.word().into())
     }
 
@@ -118,7 +133,7 @@ impl<T> Block<T> {
     }
 }
 
-impl<T> Loan<T> {
+impl<T: Owned> Loan<T> {
     /// What the block holds.
     pub fn label(&self) -> &T {
         &self.body().label
@@ -139,24 +154,34 @@ impl<T> Loan<T> {
         lend(self.body, self.pins)
     }
 
-    /// Ends the loan. `true`: it was the last, and the owner wants to be told.
-    #[inline]
-    pub fn end(self) -> bool {
-        // SAFETY: until this step the loan counts, so the block keeps its `Count` and with it the
-        // word; after it nothing is touched.
-        let pins = unsafe { self.pins.as_ref() };
-        pins.fetch_sub(1, Ordering::AcqRel) == ASKED | 1
-    }
-
     fn body(&self) -> &Body<T> {
         // SAFETY: while this loan counts, `into_parts` gives the block back, so the body lives.
         unsafe { self.body.as_ref() }
     }
 }
 
+impl<T: Owned> Drop for Loan<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: until the step that ends it this loan counts, so the block keeps its `Count` and
+        // with it the word; after that nothing of either is touched.
+        let pins = unsafe { self.pins.as_ref() };
+        let mut seen = 1; // most are the only one, and nobody asks
+        loop {
+            // The label may be gone right after that step: who is to be told is found out before.
+            let owner = (seen == ASKED | 1).then(|| self.label().owner());
+            let next = seen - 1;
+            match pins.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return owner.map_or((), T::told),
+                Err(now) => seen = now,
+            }
+        }
+    }
+}
+
 /// Counts one more loan.
 #[inline]
-fn lend<T>(body: NonNull<Body<T>>, pins: NonNull<AtomicU32>) -> Option<Loan<T>> {
+fn lend<T: Owned>(body: NonNull<Body<T>>, pins: NonNull<AtomicU32>) -> Option<Loan<T>> {
     // SAFETY: the callers hold the block or a loan of it, either of which keeps body and word.
     let word = unsafe { pins.as_ref() };
     if word.fetch_add(1, Ordering::Relaxed) & !ASKED >= MOST {

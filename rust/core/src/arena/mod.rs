@@ -19,7 +19,7 @@ mod piece;
 mod runs;
 
 use crate::error::Result;
-pub use block::{Block, Loan};
+pub use block::{Block, Loan, Owned};
 pub use count::{Count, Counts};
 pub use os::page;
 pub use piece::{Hole, Piece};
@@ -157,10 +157,34 @@ impl Drop for Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn resident() -> usize {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0usize) * page()
+    }
+
+    /// A label that counts how often its owner is told.
+    #[derive(Debug)]
+    struct Tally(usize, Arc<AtomicUsize>);
+
+    impl Tally {
+        fn told(&self) -> usize {
+            self.1.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Owned for Tally {
+        type Owner = Arc<AtomicUsize>;
+
+        fn owner(&self) -> Self::Owner {
+            self.1.clone()
+        }
+
+        fn told(owner: Self::Owner) {
+            owner.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     #[test]
@@ -174,18 +198,22 @@ mod tests {
         assert!(last.is_none(), "one page is not cut");
         assert_eq!((piece.len(), rest.len()), (2 * page(), page()));
         let mut counts = Counts::default();
-        let block = Block::new([piece, rest].into(), "label", counts.take());
+        let block = Block::new([piece, rest].into(), Tally(1, Arc::default()), counts.take());
         let (a, b) = (block.lend().expect("few"), block.lend().expect("few"));
         let c = b.again().expect("few");
         let block = block.into_parts().expect_err("lent");
         assert!(a.pieces().flatten().chain(b.first()).all(|&x| x == 7));
-        assert!(!a.end() && block.ask(), "nobody had asked when the first ended");
-        assert!(!b.end() && c.end(), "the last one tells");
+        drop(a);
+        assert!(block.ask());
+        drop(b);
+        assert_eq!(block.label().told(), 0, "neither asked nor the last, then not the last");
+        drop(c);
+        assert_eq!(block.label().told(), 1, "the last one tells");
         assert!(!block.ask(), "nobody is left to tell");
         let (pieces, label, count) = block.into_parts().expect("free");
         counts.give(count);
         assert!(counts.are_home());
-        assert_eq!((label, pieces.len()), ("label", 2));
+        assert_eq!((label.0, label.told(), pieces.len()), (1, 1, 2));
         for piece in pieces {
             let hole = piece.discard().expect("free").expect("a run");
             assert!(arena.refill(hole).is_none());
@@ -196,27 +224,24 @@ mod tests {
     /// exactly the last one tells.
     #[test]
     fn the_last_loan_tells() {
-        use std::sync::atomic::{AtomicUsize, Ordering};
         let mut counts = Counts::default();
         for round in 0..500usize {
-            let block = Block::new(Box::default(), round, counts.take());
+            let label = Tally(round, Arc::default());
+            let block = Block::new(Box::default(), label, counts.take());
             let first = block.lend().expect("few");
-            let told = AtomicUsize::new(0);
             std::thread::scope(|s| {
                 for _ in 0..3 {
                     let mine = first.again().expect("few");
-                    let told = &told;
                     s.spawn(move || {
                         let another = mine.again().expect("few");
-                        assert_eq!(*another.label(), round);
-                        told.fetch_add(mine.end().into(), Ordering::Relaxed);
-                        told.fetch_add(another.end().into(), Ordering::Relaxed);
+                        assert_eq!(another.label().0, round);
+                        drop((mine, another));
                     });
                 }
                 assert!(block.ask());
-                told.fetch_add(first.end().into(), Ordering::Relaxed);
+                drop(first);
             });
-            assert_eq!(told.into_inner(), 1);
+            assert_eq!(block.label().told(), 1);
             counts.give(block.into_parts().expect("free").2);
         }
     }

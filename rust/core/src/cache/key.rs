@@ -44,6 +44,61 @@ pub enum Part<'a> {
     Digest(&'a [u8; 32]),
 }
 
+/// A key where its owner has it: a look-up copies nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    kind: Kind,
+    bytes: &'a [u8],
+}
+
+impl<'a> Ask<'a> {
+    /// A digest.
+    #[inline]
+    pub fn digest(bytes: &'a [u8; 32]) -> Self {
+        Self { kind: Kind::Digest, bytes }
+    }
+
+    /// Anything but a tuple; `None` when a [`Key`] does not keep it as it is.
+    #[inline]
+    pub fn single(part: Part<'a>) -> Option<Self> {
+        let (kind, bytes) = match part {
+            Part::Text(s) => (Kind::Text, s.as_bytes()),
+            Part::Bytes(b) => (Kind::Bytes, b),
+            Part::Digest(d) => return Some(Self::digest(d)),
+        };
+        (bytes.len() <= INLINE).then_some(Self { kind, bytes })
+    }
+
+    #[inline]
+    pub(super) fn hash(self) -> u64 {
+        match self.kind {
+            // Text and bytes may be anybody's choice.
+            Kind::Text | Kind::Bytes => seed().hash_one(self.bytes),
+            // Eight bytes of a hash are as good as all; but who has seen to it that many begin alike
+            // must not know where they go.
+            _ => seed().hash_one(self.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b))),
+        }
+    }
+
+    /// Whether this is asked for. Most keys have 32 bytes, which are compared without a call.
+    #[inline]
+    pub(super) fn is(self, key: &Key) -> bool {
+        let kept = key.ask();
+        self.kind == kept.kind
+            && match (<&[u8; 32]>::try_from(self.bytes), <&[u8; 32]>::try_from(kept.bytes)) {
+                (Ok(ours), Ok(theirs)) => ours == theirs,
+                _ => self.bytes == kept.bytes,
+            }
+    }
+}
+
+impl<'a> From<&'a Key> for Ask<'a> {
+    #[inline]
+    fn from(key: &'a Key) -> Self {
+        key.ask()
+    }
+}
+
 impl Key {
     /// A digest as a key.
     #[inline]
@@ -99,14 +154,13 @@ impl Key {
         Self { kind, len: from.len() as u8, bytes }
     }
 
+    #[inline]
+    fn ask(&self) -> Ask<'_> {
+        Ask { kind: self.kind, bytes: &self.bytes[..usize::from(self.len)] }
+    }
+
     pub(super) fn hash(&self) -> u64 {
-        match self.kind {
-            // Text and bytes may be anybody's choice.
-            Kind::Text | Kind::Bytes => seed().hash_one(&self.bytes[..usize::from(self.len)]),
-            // Eight bytes of a hash are as good as all; but who has seen to it that many begin alike
-            // must not know where they go.
-            _ => seed().hash_one(self.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b))),
-        }
+        self.ask().hash()
     }
 }
 

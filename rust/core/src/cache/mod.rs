@@ -27,11 +27,12 @@ use crate::proc::fork::{self, Forked, lock};
 use crate::simd::Level;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
-pub use key::{Key, Part};
+pub use key::{Ask, Key, Part};
 pub use output::Output;
 pub use pin::Pin;
 use room::Gone;
 use state::{Bookkeeping, Entry, State};
+use std::ops::Deref;
 use std::sync::Arc;
 pub use store::Array;
 pub use writer::{Existing, Reservation, Writer};
@@ -86,7 +87,8 @@ pub struct Cache {
 impl Cache {
     /// A cache of `limit` bytes; 0 keeps nothing. With `compact`, arrays that have a smaller form
     /// are stored in it.
-    pub fn new(limit: usize, compact: bool) -> Arc<Self> {
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new(limit: usize, compact: bool) -> Owner {
         let (state, books) = (Mutex::new(State::new(limit)), Books::default());
         let cache = Arc::new(Self { state, lent: AtomicUsize::new(0), compact, books });
         fork::register(&cache);
@@ -94,7 +96,13 @@ impl Cache {
         key::seed();
         arena::prepare();
         Level::get();
-        cache
+        Owner(cache)
+    }
+
+    /// Lets everything go: at once, or with its last user. Nothing is kept from now on.
+    pub fn close(&self) {
+        self.clear();
+        self.resize(0);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,12 +110,14 @@ impl Cache {
     }
 
     /// The entry of a key, made the most recently used and kept while the pin lives.
-    pub fn get(self: &Arc<Self>, key: &Key) -> Option<Pin> {
+    #[inline]
+    pub fn get<'k>(&self, key: impl Into<Ask<'k>>) -> Option<Pin> {
+        let key = key.into();
         let mut state = self.lock();
         match state.find(key) {
             Some(id) => {
                 state.hits += 1;
-                state.pin(id).map(|loan| Pin::new(self.clone(), id, loan))
+                state.pin(id).map(Pin::new)
             }
             None => {
                 state.misses += 1;
@@ -117,15 +127,15 @@ impl Cache {
     }
 
     /// [`get`](Self::get) that counts nothing.
-    pub fn peek(self: &Arc<Self>, key: &Key) -> Option<Pin> {
+    pub fn peek<'k>(&self, key: impl Into<Ask<'k>>) -> Option<Pin> {
         let mut state = self.lock();
-        let id = state.find(key)?;
-        state.pin(id).map(|loan| Pin::new(self.clone(), id, loan))
+        let id = state.find(key.into())?;
+        state.pin(id).map(Pin::new)
     }
 
     /// Whether a key has an entry; counts nothing and changes no order.
-    pub fn contains(&self, key: &Key) -> bool {
-        self.lock().find(key).is_some()
+    pub fn contains<'k>(&self, key: impl Into<Ask<'k>>) -> bool {
+        self.lock().find(key.into()).is_some()
     }
 
     /// Whether an entry of so many bytes comes in soon: nothing large has to go for it, or from
@@ -138,7 +148,7 @@ impl Cache {
         };
         let fits = short == 0 || short <= LIGHT && state.spare.is_empty();
         fits && (short == 0 || light(state.slots.oldest()))
-            && light(key.and_then(|k| state.find(k)))
+            && light(key.and_then(|k| state.find(k.into())))
     }
 
     /// Entries that can be found.
@@ -193,7 +203,7 @@ impl Cache {
     /// Removes one entry, if it is there; what is in use goes with its last user.
     pub fn remove(&self, key: &Key) -> bool {
         let mut state = self.lock();
-        let found = state.find(key);
+        let found = state.find(key.into());
         let gone = found.and_then(|id| state.remove(id));
         drop(state);
         self.dispose(gone.into(), 0);
@@ -291,6 +301,24 @@ impl Cache {
     }
 }
 
+/// Who made a cache, and closes it when dropped. Entries know their cache, so that without an end
+/// each would keep the other.
+pub struct Owner(Arc<Cache>);
+
+impl Deref for Owner {
+    type Target = Arc<Cache>;
+
+    fn deref(&self) -> &Arc<Cache> {
+        &self.0
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 impl Forked for Cache {
     fn hold(self: Arc<Self>) -> Box<dyn std::any::Any> {
         fork::hold(self, |cache| &cache.state)
@@ -369,7 +397,7 @@ mod tests {
         let key = Key::single(Part::Text("a"));
         put(&cache, &key, 100);
         let mut state = cache.lock();
-        let gone = state.find(&key).and_then(|id| state.remove(id));
+        let gone = state.find((&key).into()).and_then(|id| state.remove(id));
         drop(state);
         assert!(gone.is_some());
         let above = cache.resize(0);

@@ -1,5 +1,6 @@
 //! An entry in use.
 
+use super::state::Label;
 use super::{Array, Cache, Output};
 use crate::arena::{Loan, Piece, page};
 use crate::digest::{Algorithm, LEN};
@@ -16,7 +17,7 @@ const COMPARED: usize = 64 << 10;
 pub struct Pin(Home);
 
 enum Home {
-    Slot { cache: Arc<Cache>, id: Id, loan: Option<Loan<Spec>> },
+    Slot(Loan<Label>),
     Loose(Arc<Loose>),
 }
 
@@ -48,7 +49,7 @@ impl Cache {
 
     /// The last user of an entry has come back to it, as was asked for.
     #[cold]
-    fn told(&self, id: Id) {
+    pub(super) fn told(&self, id: Id) {
         let mut state = self.lock();
         let gone = state.told(id);
         let over = state.is_over();
@@ -61,15 +62,14 @@ impl Cache {
 }
 
 impl Pin {
-    pub(super) fn new(cache: Arc<Cache>, id: Id, loan: Loan<Spec>) -> Self {
-        Self(Home::Slot { cache, id, loan: Some(loan) })
+    pub(super) fn new(loan: Loan<Label>) -> Self {
+        Self(Home::Slot(loan))
     }
 
     /// The arrays.
     pub fn spec(&self) -> &Spec {
-        static NONE: Spec = Spec::EMPTY;
         match &self.0 {
-            Home::Slot { loan, .. } => loan.as_ref().map_or(&NONE, Loan::label),
+            Home::Slot(loan) => &loan.label().spec,
             Home::Loose(loose) => &loose.spec,
         }
     }
@@ -82,7 +82,7 @@ impl Pin {
     /// The bytes of the entry's first piece, which holds every array that is stored as it is.
     pub fn first(&self) -> &[u8] {
         match &self.0 {
-            Home::Slot { loan, .. } => loan.as_ref().map_or(&[], Loan::first),
+            Home::Slot(loan) => loan.first(),
             Home::Loose(loose) => loose.piece.as_ref().map_or(&[], Piece::bytes),
         }
     }
@@ -90,30 +90,27 @@ impl Pin {
     /// The bytes of an array as it is stored, or its codes, in as many chunks as they lie in.
     pub fn codes(&self, field: &Field) -> Vec<&[u8]> {
         match &self.0 {
-            Home::Slot { loan: Some(loan), .. } => slices(loan.pieces(), &field.range()),
-            _ => vec![self.bytes(field)],
+            Home::Slot(loan) => slices(loan.pieces(), &field.range()),
+            Home::Loose(_) => vec![self.bytes(field)],
         }
     }
 
     /// Whether the cache keeps these bytes inside its budget.
     pub fn is_kept(&self) -> bool {
-        matches!(self.0, Home::Slot { .. })
+        matches!(self.0, Home::Slot(_))
     }
 
     /// Another pin of the same bytes; `None` after 2^30 of them.
     pub fn again(&self) -> Option<Self> {
         match &self.0 {
-            Home::Slot { cache, id, loan } => {
-                let loan = loan.as_ref()?.again()?;
-                Some(Self::new(cache.clone(), *id, loan))
-            }
+            Home::Slot(loan) => Some(Self::new(loan.again()?)),
             Home::Loose(loose) => Some(Self(Home::Loose(loose.clone()))),
         }
     }
 
     fn cache(&self) -> &Arc<Cache> {
         match &self.0 {
-            Home::Slot { cache, .. } => cache,
+            Home::Slot(loan) => &loan.label().cache,
             Home::Loose(loose) => &loose.cache,
         }
     }
@@ -188,16 +185,6 @@ impl Pin {
                 let (out, all) = (out.nbytes(), field.layout().nbytes());
                 Err(Error::Layout(format!("{out} bytes for an array of {all}")))
             }
-        }
-    }
-}
-
-impl Drop for Home {
-    #[inline]
-    fn drop(&mut self) {
-        let Self::Slot { cache, id, loan } = self else { return };
-        if loan.take().is_some_and(Loan::end) {
-            cache.told(*id);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Making room: who goes, and how its bytes become the newcomer's without ever counting twice.
 
+use super::state::Label;
 use super::{Cache, Entry, State};
 use crate::arena::{Hole, Piece, page};
 use crate::error::Result;
-use crate::pixels::Spec;
 use crate::sync::MutexGuard;
 
 /// Pieces of victims that are shorter go back to the system instead of serving as codes: entries
@@ -52,14 +52,14 @@ pub(super) struct Gone {
     pub entries: Vec<Entry>,
     pub pieces: Vec<Piece>,
     /// Descriptions of entries whose pieces serve others.
-    pub specs: Vec<Spec>,
+    pub labels: Vec<Label>,
     /// Bytes of those.
     pub meta: usize,
 }
 
 impl Gone {
     fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.pieces.is_empty() && self.specs.is_empty()
+        self.entries.is_empty() && self.pieces.is_empty() && self.labels.is_empty()
     }
 
     fn bytes(&self) -> usize {
@@ -224,17 +224,17 @@ impl Cache {
             credit += victim.bytes();
             let wanted = found.missing(room).bytes() > 0;
             match if wanted { victim.block.into_parts() } else { Err(victim.block) } {
-                Ok((pieces, spec, count)) => {
+                Ok((pieces, label, count)) => {
                     state.counts.give(count);
                     // Only its description is left: plain memory, gone before its bytes are. A few
                     // allocations are freed here, which saves a full cache another turn at the lock.
                     if victim.meta <= SMALL {
-                        drop(spec);
+                        drop(label);
                         state.leaving -= victim.meta;
                         state.budget.release(victim.meta);
                         credit -= victim.meta;
                     } else {
-                        gone.specs.push(spec);
+                        gone.labels.push(label);
                         gone.meta += victim.meta;
                     }
                     for piece in pieces {
@@ -274,7 +274,7 @@ impl Cache {
             return (0, 0);
         }
         let (leaving, mut freed) = (gone.bytes(), gone.meta);
-        drop(gone.specs);
+        drop(gone.labels);
         let (mut pieces, mut counts) = (gone.pieces, Vec::with_capacity(gone.entries.len()));
         for Entry { block, meta, .. } in gone.entries {
             // A block that is lent, or a piece the system does not take back, is leaked, and stays

@@ -1,12 +1,13 @@
 //! Slots, index, list and account, and what may be done with them in one step.
 
-use super::Key;
 use super::room::Gone;
-use crate::arena::{Arena, Block, Counts, Loan, Piece};
+use super::{Ask, Cache, Key};
+use crate::arena::{Arena, Block, Counts, Loan, Owned, Piece};
 use crate::budget::Budget;
 use crate::lru::{Id, Lru};
 use crate::pixels::Spec;
 use hashbrown::HashTable;
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -18,9 +19,35 @@ pub(super) enum Phase {
     Leaving,
 }
 
+/// What an entry holds, and whose it is: for the last of its users, if that was asked for.
+pub(super) struct Label {
+    pub spec: Spec,
+    pub cache: Arc<Cache>,
+    id: Id,
+}
+
+impl Label {
+    /// Bytes of memory that an entry takes beside its pages and what its arrays are called.
+    pub fn footprint(pieces: usize) -> usize {
+        Block::<Self>::footprint(pieces) + size_of::<Self>() - size_of::<Spec>()
+    }
+}
+
+impl Owned for Label {
+    type Owner = (Arc<Cache>, Id);
+
+    fn owner(&self) -> Self::Owner {
+        (self.cache.clone(), self.id)
+    }
+
+    fn told((cache, id): Self::Owner) {
+        cache.told(id);
+    }
+}
+
 pub(super) struct Entry {
     pub key: Key,
-    pub block: Block<Spec>,
+    pub block: Block<Label>,
     /// Bytes charged beside the block's.
     pub meta: usize,
     pub phase: Phase,
@@ -93,13 +120,14 @@ impl State {
         }
     }
 
-    pub fn find(&self, key: &Key) -> Option<Id> {
-        let same = |&id: &Id| self.slots.get(id).is_some_and(|e| e.key == *key);
+    pub fn find(&self, key: Ask<'_>) -> Option<Id> {
+        let same = |&id: &Id| self.slots.get(id).is_some_and(|e| key.is(&e.key));
         self.index.find(key.hash(), same).copied()
     }
 
     /// Lends an entry that can be found, and makes it the most recently used.
-    pub fn pin(&mut self, id: Id) -> Option<Loan<Spec>> {
+    #[inline]
+    pub fn pin(&mut self, id: Id) -> Option<Loan<Label>> {
         let entry = self.slots.get_mut(id)?;
         let loan = entry.block.lend()?;
         if entry.phase == Phase::Listed {
@@ -218,7 +246,7 @@ impl State {
             Phase::Listed => self.idle -= entry.bytes(),
             Phase::Parked | Phase::Leaving => self.pinned -= entry.bytes(),
         }
-        self.logical -= entry.block.label().logical();
+        self.logical -= entry.block.label().spec.logical();
         Some(entry)
     }
 
@@ -276,15 +304,18 @@ impl State {
     pub fn enter(
         &mut self,
         key: Key,
-        spec: Spec,
+        (cache, spec): (Arc<Cache>, Spec),
         pieces: Box<[Piece]>,
         meta: usize,
         promised: usize,
     ) -> Id {
         let before = if promised > 0 { self.bookkeeping() } else { 0 };
         let (hash, logical) = (key.hash(), spec.logical());
-        let block = Block::new(pieces, spec, self.counts.take());
-        let id = self.slots.insert(Entry { key, block, meta, phase: Phase::Listed, epoch: 0 });
+        let count = self.counts.take();
+        let id = self.slots.insert_with(|id| {
+            let block = Block::new(pieces, Label { spec, cache, id }, count);
+            Entry { key, block, meta, phase: Phase::Listed, epoch: 0 }
+        });
         let slots = &self.slots;
         let rehash = |&id: &Id| slots.get(id).map_or(0, |e| e.key.hash());
         self.index.insert_unique(hash, id, rehash);

@@ -1,8 +1,9 @@
 //! The way in: bytes are claimed, written off the lock, and published under a key.
 
 use super::room::{Gone, Guard, Room};
+use super::state::Label;
 use super::{Cache, Key, Pin, State};
-use crate::arena::{Block, Piece};
+use crate::arena::Piece;
 use crate::compact::Form;
 use crate::digest::LEN;
 use crate::error::{Error, Result};
@@ -57,7 +58,7 @@ impl Cache {
         };
         let room = Room::of(&state, bytes, bytes);
         let slot = state.growth();
-        let meta = |room: Room| Block::<Spec>::footprint(room.pieces()) + META + slot;
+        let meta = |room: Room| Label::footprint(room.pieces()) + META + slot;
         let need = room.map_or(usize::MAX, |room| room.bytes().saturating_add(meta(room)));
         let (mut state, found) = self.secure(state, need, Room::default());
         if found.is_none() {
@@ -80,7 +81,7 @@ impl Cache {
     ) -> Result<Option<Writer>> {
         let room = Room::of(&self.lock(), spec.raw(), spec.span());
         let room = room.ok_or(Error::OutOfMemory { bytes: spec.span(), errno: 0 })?;
-        let meta = spec.footprint() + Block::<Spec>::footprint(room.pieces());
+        let meta = spec.footprint() + Label::footprint(room.pieces());
         let credit =
             reservation.filter(|r| Arc::ptr_eq(&r.cache, self)).map_or(0, Reservation::end);
         let pieces = self.admit(room, meta, credit)?;
@@ -163,9 +164,8 @@ impl Writer {
         existing: Existing,
         generation: Option<u64>,
     ) -> Option<Pin> {
-        let cache = self.cache.clone();
-        let pinned = self.finish(key, existing, generation, |state, id| Some((id, state.pin(id)?)));
-        pinned.flatten().map(|(id, loan)| Pin::new(cache, id, loan))
+        let pinned = self.finish(key, existing, generation, |state, id| state.pin(id));
+        pinned.flatten().map(Pin::new)
     }
 
     fn finish<T>(
@@ -178,7 +178,7 @@ impl Writer {
         let cache = self.cache.clone();
         let state = cache.lock();
         // Forms and books are known by now.
-        let footprint = Block::<Spec>::footprint(self.pieces.len()) + self.spec.footprint();
+        let footprint = Label::footprint(self.pieces.len()) + self.spec.footprint();
         let more = footprint.saturating_sub(self.meta);
         let (mut state, mut promised) = cache.promise_with_books(state, more);
         if promised.is_none() {
@@ -200,7 +200,7 @@ impl Writer {
             return None; // the drop gives the bytes back
         }
         let mut gone = Gone::default();
-        let old = state.find(&key);
+        let old = state.find((&key).into());
         let id = match (old, existing) {
             (Some(old), Existing::Keep) => {
                 state.budget.unclaim(promised);
@@ -212,7 +212,7 @@ impl Writer {
                     (std::mem::take(&mut self.pieces), std::mem::take(&mut self.spec));
                 spec.number();
                 let meta = std::mem::take(&mut self.meta);
-                state.enter(key, spec, pieces, meta, promised)
+                state.enter(key, (cache.clone(), spec), pieces, meta, promised)
             }
         };
         let result = then(&mut state, id);

@@ -1,7 +1,7 @@
 //! Blocks and counts as they are: a count goes from one block to the next, and holds an index in
 //! between, while those who ended the first one's loans may still be on their way to say so.
 
-use crate::block::{Block, Loan};
+use crate::block::{Block, Loan, Owned};
 use crate::count::Counts;
 use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
@@ -11,10 +11,33 @@ use std::sync::Arc;
 const GONE: u32 = u32::MAX;
 
 /// What a block holds: its number, which is written over when it goes.
-struct Byte(UnsafeCell<u32>);
+struct Byte(UnsafeCell<u32>, Tellings);
+
+/// Which blocks' last loans have ended after that was asked for. No step of the models.
+type Tellings = Arc<std::sync::Mutex<Vec<u32>>>;
 
 // SAFETY: loom fails the model at a write that is not ordered with what others do.
 unsafe impl Sync for Byte {}
+
+impl Byte {
+    /// Its number: a read, that loom fails where it is not ordered with the last write.
+    fn number(&self) -> u32 {
+        // SAFETY: as above.
+        self.0.with(|byte| unsafe { *byte })
+    }
+}
+
+impl Owned for Byte {
+    type Owner = (u32, Tellings);
+
+    fn owner(&self) -> Self::Owner {
+        (self.number(), self.1.clone())
+    }
+
+    fn told((number, tellings): Self::Owner) {
+        tellings.lock().unwrap().push(number);
+    }
+}
 
 #[derive(Default)]
 struct Owner {
@@ -24,6 +47,7 @@ struct Owner {
     /// Those that were taken out while lent: gone with their last user.
     leaving: Vec<Block<Byte>>,
     blocks: u32,
+    told: Tellings,
 }
 
 type Home = Arc<Mutex<Owner>>;
@@ -34,7 +58,7 @@ impl Owner {
         self.leaving.extend(self.block.take());
         self.settle();
         self.blocks += 1;
-        let byte = Byte(UnsafeCell::new(self.blocks));
+        let byte = Byte(UnsafeCell::new(self.blocks), self.told.clone());
         self.block = Some(Block::new(Box::default(), byte, self.counts.take()));
     }
 
@@ -59,13 +83,16 @@ impl Owner {
 
 /// Ends a loan of the block of this number, and settles if that was asked for.
 fn end(home: &Home, loan: Loan<Byte>, number: u32) -> bool {
-    // SAFETY: as above.
-    assert_eq!(loan.label().0.with(|byte| unsafe { *byte }), number);
-    let told = loan.end();
-    if told {
+    assert_eq!(loan.label().number(), number);
+    let tellings = loan.label().1.clone();
+    drop(loan);
+    let mut tellings = tellings.lock().unwrap();
+    let told = tellings.iter().position(|&told| told == number).map(|at| tellings.swap_remove(at));
+    drop(tellings);
+    if told.is_some() {
         home.lock().unwrap().settle();
     }
-    told
+    told.is_some()
 }
 
 type Step = fn(&Home, Loan<Byte>);
