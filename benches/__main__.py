@@ -7,7 +7,7 @@ import os
 import sys
 
 TIMES = ("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire")
-ALL = (*TIMES, "memory", "images", "churn")
+ALL = (*TIMES, "memory", "images", "churn", "rollouts")
 
 
 def main(names: list[str]) -> None:

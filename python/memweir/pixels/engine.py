@@ -86,6 +86,15 @@ class Call:
         return hash_bytes(b"memweir processed image\x01" + b"".join(parts))
 
 
+@dataclass(frozen=True, slots=True)
+class Lone:
+    """One image of a call that can be served, and its key in the cache."""
+
+    call: Call
+    seen: Seen
+    key: Digest
+
+
 class Engine:
     """One wrapped processor and the cache of its answers."""
 
@@ -96,14 +105,20 @@ class Engine:
         fingerprint: bytes | str | Digest | None,
         join: str | None,
         memo: int,
+        fetch: Callable[[str], Any] | None = None,
     ) -> None:
         if join is not None and join not in HOWS:
             raise ValueError(f"join must be one of {', '.join(HOWS)}, not {join!r}")
         kind = type(wrapped)
         self.wrapped = wrapped
         self.cache = cache
-        self.options: dict[str, Any] = {"fingerprint": fingerprint, "join": join, "memo": memo}
-        self.sources = Sources(wrapped.fetch_images, memo)
+        self.options: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "join": join,
+            "memo": memo,
+            "fetch": fetch,
+        }
+        self.sources = Sources(fetch or wrapped.fetch_images, memo)
         self._family = families.family(kind)
         self._how = families.how(kind)
         if self._how is None and fingerprint is not None:
@@ -153,6 +168,27 @@ class Engine:
                 seen = None
             found.append(None if seen is None else self.cache.get(call.key(seen)))
         return found
+
+    def fingerprint(self, kwargs: Mapping[str, Any]) -> Digest:
+        """Names the processor with these arguments. Raises ``Through``."""
+        return self._understand(([None],), kwargs).fingerprint
+
+    def lone(self, image: Any, kwargs: Mapping[str, Any]) -> Lone:
+        """One image under these arguments, decoded only if it is not known.
+
+        Raises ``Through``, and whatever reading or decoding the image raises.
+        """
+        call = self._understand(([image],), kwargs)
+        seen = self.sources.see(image)
+        assert seen is not None
+        return Lone(call, seen, call.key(seen))
+
+    def part(self, lone: Lone) -> Part:
+        """The entry of one image, made if need be. Raises what the processor raises."""
+        try:
+            return self._part(lone.call, lone.key, lone.seen, self.wrapped)[0]
+        except Through as reason:
+            raise reason.__cause__ or reason from None
 
     def fetch(self, images: Any) -> Any:
         """``wrapped.fetch_images(images)``, opening only sources that are not known yet."""

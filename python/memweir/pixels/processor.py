@@ -10,6 +10,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from memweir.pixels.engine import Engine, ProcessorStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from memweir._core import Digest, Pixels
     from memweir.pixels.cache import PixelCache
 
@@ -39,6 +41,8 @@ class CachedProcessor(ImageProcessingMixin):
         join: how such a processor joins images ("concat", "pad", "nest"); by default only
             calls with one image are cached.
         memo: how many encoded sources are remembered, at about 0.5 KiB each.
+        fetch: opens URIs and paths in place of the wrapped processor's ``fetch_images``; results
+            are kept by what it gives.
     """
 
     _engine: Engine
@@ -51,6 +55,7 @@ class CachedProcessor(ImageProcessingMixin):
         fingerprint: bytes | str | Digest | None = None,
         join: str | None = None,
         memo: int = _MEMO,
+        fetch: Callable[[str], Any] | None = None,
     ) -> None:
         if not isinstance(image_processor, ImageProcessingMixin):
             kind = type(image_processor).__name__
@@ -59,7 +64,7 @@ class CachedProcessor(ImageProcessingMixin):
             raise TypeError("image_processor is cached already")
         if memo < 1:
             raise ValueError(f"memo must be at least 1, not {memo}")
-        self.__dict__["_engine"] = Engine(image_processor, cache, fingerprint, join, memo)
+        self.__dict__["_engine"] = Engine(image_processor, cache, fingerprint, join, memo, fetch)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped processor's answer to the same call."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memweir._core import Pixels
     from memweir.pixels.recipe import Recipe
 
-__all__ = ["is_tensor", "note", "reference_by_recipe"]
+__all__ = ["Known", "is_tensor", "known_in", "note", "reference_by_recipe"]
 
 
 def reference_by_recipe(array: Any, sources: SourcePolicy) -> PixelRef | None:
@@ -65,7 +65,17 @@ def note(key: bytes, pixels: Pixels) -> None:
     """Keeps the digests of an entry that the cache has no room for: nobody could look later."""
     for name, spec in pixels.spec.items():
         digest = pixels.digest(name)
-        _entries.put((key, name), _Known(spec.dtype, spec.shape, digest, pixels._serial))
+        _entries.put((key, name), Known(spec.dtype, spec.shape, digest, pixels._serial))
+
+
+def known_in(pixels: Pixels, key: bytes, name: str) -> Known:
+    """The array ``name`` of the entry of ``key``, hashed now if it was not."""
+    known = _entries.get((key, name))
+    if known is None or known.serial != pixels._serial:
+        spec = pixels.spec[name]
+        known = Known(spec.dtype, spec.shape, pixels.digest(name), pixels._serial)
+        _entries.put((key, name), known)
+    return known
 
 
 def is_tensor(value: object) -> bool:
@@ -74,7 +84,7 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """An array of a cache entry."""
 
     dtype: str
@@ -89,10 +99,10 @@ class _Generations:
 
     def __init__(self, limit: int) -> None:
         self._half = limit // 2
-        self._young: dict[tuple[bytes, str], _Known] = {}
-        self._old: dict[tuple[bytes, str], _Known] = {}
+        self._young: dict[tuple[bytes, str], Known] = {}
+        self._old: dict[tuple[bytes, str], Known] = {}
 
-    def get(self, key: tuple[bytes, str]) -> _Known | None:
+    def get(self, key: tuple[bytes, str]) -> Known | None:
         known = self._young.get(key)
         if known is None:
             known = self._old.get(key)
@@ -100,7 +110,7 @@ class _Generations:
                 self.put(key, known)
         return known
 
-    def put(self, key: tuple[bytes, str], known: _Known) -> None:
+    def put(self, key: tuple[bytes, str], known: Known) -> None:
         if len(self._young) >= self._half:
             self._old, self._young = self._young, {}
         self._young[key] = known
@@ -110,30 +120,24 @@ class _Generations:
 _entries: Final = _Generations(16_384)
 
 
-def _entry(recipe: Recipe, name: str) -> tuple[_Known, Pixels | None] | None:
+def _entry(recipe: Recipe, name: str) -> tuple[Known, Pixels | None] | None:
     """What the entry of ``recipe`` holds under ``name``, if it was ever seen, and the entry.
 
     The digest is that of the entry, if there is one now, or of the last one that was seen.
     """
-    known = _entries.get((recipe.key, name))
     pixels = next(held(Digest(recipe.key)), None)
     if pixels is None or name not in pixels:
+        known = _entries.get((recipe.key, name))
         return None if known is None else (known, None)
-    if known is None or known.serial != pixels._serial:
-        spec = pixels.spec[name]
-        known = _Known(spec.dtype, spec.shape, pixels.digest(name), pixels._serial)
-        _entries.put((recipe.key, name), known)
-    return known, pixels
+    return known_in(pixels, recipe.key, name), pixels
 
 
-def _equal(part: Any, name: str, entry: _Known, pixels: Pixels | None) -> bool:
+def _equal(part: Any, name: str, entry: Known, pixels: Pixels | None) -> bool:
     """Whether ``part`` of an array is what was hashed."""
     return hash_array(part) == entry.digest if pixels is None else pixels.equals(name, part)
 
 
-def _zero_between(
-    array: Any, how: str, parts: list[_Known], offsets: list[tuple[int, ...]]
-) -> bool:
+def _zero_between(array: Any, how: str, parts: list[Known], offsets: list[tuple[int, ...]]) -> bool:
     """Whether every byte of ``array`` outside its parts is zero."""
     axis = axis_of(how)
     for part, offset in zip(parts, offsets, strict=True):

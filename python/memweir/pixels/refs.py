@@ -157,6 +157,19 @@ class PixelRef:
             raise ValueError(f"{array.dtype} cannot become {dtype} without a copy")
         return array.astype(dtype)
 
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        """The array for ``torch.as_tensor`` and ``from_dlpack``: a copy of its own, verified.
+
+        Raises ``MissingPixels`` or ``PixelMismatch``.
+        """
+        from memweir.pixels.resolve import restore_array
+
+        array = self.torch() if self.tensor else restore_array(self, writable=True)
+        return array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the CPU
+
     def torch(self) -> Tensor:
         """The array as a CPU tensor that owns its memory, verified.
 

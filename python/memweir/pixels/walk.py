@@ -306,7 +306,8 @@ def _copied(value: object) -> Any:
 
 
 def _items(value: Mapping[Any, object]) -> list[tuple[Any, object]]:
-    return list(value.items())
+    # What a dict holds, whatever a subclass shows to others.
+    return list(dict.items(value) if isinstance(value, dict) else value.items())
 
 
 _MAPPING: Final = _Kind(_items, _replace_items, _assign_item)

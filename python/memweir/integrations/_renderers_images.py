@@ -1,0 +1,197 @@
+"""From a part of a message to its image: what it is told by, and its place in the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlparse
+
+import numpy as np
+import PIL.Image
+
+from memweir.errors import UnsupportedType
+from memweir.integrations._renderers_homes import Compact, Home, Known, home_of
+from memweir.integrations._renderers_items import ImageRef
+from memweir.pixels.engine import Engine, Lone, Through
+from memweir.pixels.provenance import known_in
+from memweir.pixels.records import Layout, record
+
+if TYPE_CHECKING:
+    from memweir._core import Pixels
+    from memweir.pixels.assemble import Part
+
+__all__ = ["Family", "Images", "Rendered"]
+
+_BIG: Final = 16 << 10
+"""Bytes from which an array is kept as a reference."""
+
+
+class Family(NamedTuple):
+    """How a family of renderers uses its image processor.
+
+    ``load(part)`` and ``hash_of(image)`` are upstream's own. ``keys`` are what it takes of the
+    processor's answer, ``tokens(entry, image_processor)`` the placeholders that an image has in
+    the prompt, ``tensors`` the ``return_tensors`` it asks for.
+    """
+
+    load: Callable[[Mapping[str, Any]], PIL.Image.Image]
+    hash_of: Callable[[PIL.Image.Image], str]
+    keys: tuple[str, ...]
+    tokens: Callable[[Pixels, Any], int]
+    tensors: str = "np"
+
+
+class Rendered(NamedTuple):
+    """An image as a prompt needs it: references and small arrays by name, its length and hash."""
+
+    values: dict[str, Any]
+    tokens: int
+    hash: str
+
+
+class Images:
+    """The images of one renderer."""
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        budget: int | str | None,
+        compact: Compact | None,
+        upstream_hash: bool,
+        refs: bool,
+        fingerprint: str | None,
+    ) -> None:
+        self._family = family
+        self._budget = budget
+        self._compact = compact
+        self._upstream_hash = upstream_hash
+        self._refs = refs
+        self._code = fingerprint
+        self._kwargs = {"return_tensors": family.tensors}
+        self._mine: tuple[Any, Engine] | None = None
+        self._home: Home | None = None
+
+    def home(self, processor: Any) -> Home:
+        """The home of an image processor, as its settings are now."""
+        engine = self._engine(processor)
+        try:
+            fingerprint = engine.fingerprint(self._kwargs)
+        except Through as reason:
+            raise UnsupportedType(
+                f"{type(processor).__name__} cannot be cached: {reason}. For a processor whose "
+                "code is not part of transformers give the renderer fingerprint=, a name that "
+                "changes when the code does; otherwise use upstream's own renderer"
+            ) from None
+        if self._home is None or self._home.fingerprint != fingerprint:
+            self._home = home_of(
+                fingerprint,
+                processor,
+                partial(_open, self._family.load),
+                budget=self._budget,
+                compact=self._compact,
+                code=self._code,
+            )
+        return self._home
+
+    def render(self, processor: Any, part: Mapping[str, Any]) -> Rendered:
+        """The image of a message part; decoded and processed only if it was not before.
+
+        Raises what upstream raises for a part that it cannot read or process.
+        """
+        home = self.home(processor)
+        lone = self._identify(home, part)
+        known: Known | None = home.known.get(lone.key)
+        if known is None or (self._upstream_hash and known.upstream_hash is None):
+            known = self._make(home, lone)
+            home.known.put(lone.key, known)
+        elif lone.key in home.cache:
+            home.cache.get(lone.key)  # looked at again: not the next to go
+        name = known.upstream_hash if self._upstream_hash else lone.key.hex()
+        assert name is not None
+        values = {key: self._value(home, lone, known, key, part) for key in self._family.keys}
+        return Rendered(values, known.tokens, name)
+
+    def _engine(self, processor: Any) -> Engine:
+        """For fingerprints alone: each renderer has a processor object of its own."""
+        if self._mine is None or self._mine[0] is not processor:
+            from memweir.pixels.cache import PixelCache
+
+            nothing = PixelCache(0, name="fingerprint")
+            self._mine = processor, Engine(processor, nothing, self._code, None, 1)
+        return self._mine[1]
+
+    def _identify(self, home: Home, part: Mapping[str, Any]) -> Lone:
+        try:
+            return home.engine.lone(_identifiable(_source(part)), self._kwargs)
+        except Through:
+            raise
+        except Exception:
+            # Upstream has the last word on what cannot be read, and says it its own way.
+            return home.engine.lone(self._family.load(part), self._kwargs)
+
+    def _make(self, home: Home, lone: Lone) -> Known:
+        part = home.engine.part(lone)
+        big, small = {}, {}
+        for key in self._family.keys:
+            spec = part.spec[key]
+            if spec.nbytes < _BIG:
+                small[key] = np.array(part.pixels[key])
+            else:
+                big[key] = self._describe(part, key)
+        tokens = self._family.tokens(part.pixels, home.processor.wrapped)
+        hashed = self._family.hash_of(lone.seen.image()) if self._upstream_hash else None
+        return Known(big, small, tokens, hashed)
+
+    def _describe(self, part: Part, key: str) -> Any:
+        entry = known_in(part.pixels, part.recipe.key, key)
+        itemsize = part.spec[key].nbytes // math.prod(entry.shape)
+        layout = Layout(entry.dtype, itemsize, entry.shape)
+        torch = self._family.tensors == "pt"
+        return record(key, layout, entry.digest, torch=torch, recipe=part.recipe)
+
+    def _value(self, home: Home, lone: Lone, known: Known, key: str, part: Any) -> Any:
+        if key in known.small:
+            return known.small[key].copy()
+        ref = ImageRef(known.big[key], _kept(_source(part)), home)
+        if self._refs:
+            return ref
+        place = lone.key, key
+        array = home.arrays.get(place)  # one for all that hold it, as upstream has it
+        if array is None:
+            array = home.arrays[place] = ref.torch() if ref.tensor else np.array(ref)
+        return array
+
+
+def _open(load: Callable[[Mapping[str, Any]], PIL.Image.Image], source: Any) -> PIL.Image.Image:
+    """The image of a source, decoded as upstream decodes it."""
+    return load({"image": source})
+
+
+def _source(part: Mapping[str, Any]) -> Any:
+    """Where upstream looks for the image of a part, in its order."""
+    if "image" in part:
+        return part["image"]
+    if "image_url" in part:
+        url = part["image_url"]
+        return url.get("url") if isinstance(url, dict) else url
+    return part.get("url") or part.get("path")
+
+
+def _kept(source: Any) -> Any:
+    """A source as a reference keeps it: the caller's own object, or one that cannot change."""
+    if isinstance(source, bytearray):
+        return bytes(source)
+    if isinstance(source, str) and source.startswith("file:"):
+        return urlparse(source).path
+    return source
+
+
+def _identifiable(source: Any) -> Any:
+    """A source in terms that tell it without decoding it."""
+    source = _kept(source)
+    if isinstance(source, PIL.Image.Image) and source.mode != "RGB":
+        return source.convert("RGB")
+    return source

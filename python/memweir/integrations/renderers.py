@@ -1,0 +1,207 @@
+"""Renderers of the ``renderers`` package that keep references to images instead of their pixels.
+
+Each class goes by upstream's name, is a subclass of upstream's, and renders the same tokens::
+
+    CustomRendererConfig(
+        name="custom",
+        import_path="memweir.integrations.renderers:Qwen3VLRenderer",
+        byte_budget="2 GiB",
+    )
+
+Made for ``renderers`` 0.1.12; ``docs/rollouts.md`` says what is promised.
+"""
+
+# Upstream has no types.
+# mypy: disallow-subclassing-any=False, disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import renderers.configs as configs
+import renderers.qwen3_vl as qwen3_vl
+import renderers.qwen35 as qwen35
+import renderers.qwen36 as qwen36
+import renderers.qwen38 as qwen38
+from pydantic import field_validator, model_validator
+
+from memweir.integrations._renderers_images import Family, Images, Rendered
+from memweir.integrations._renderers_items import ImageItem, ImageRef, keep_items
+from memweir.integrations._renderers_upstream import check, private
+from memweir.sizes import parse_size
+
+if TYPE_CHECKING:
+    from memweir._core import Pixels
+    from memweir.pixels.cache import PixelCache
+
+__all__ = [
+    "ImageItem",
+    "ImageRef",
+    "Qwen3VLRenderer",
+    "Qwen3VLRendererConfig",
+    "Qwen35Renderer",
+    "Qwen35RendererConfig",
+    "Qwen36Renderer",
+    "Qwen36RendererConfig",
+    "Qwen38Renderer",
+    "Qwen38RendererConfig",
+]
+
+logger = logging.getLogger("memweir.renderers")
+
+_OURS = frozenset({"byte_budget", "compact", "mm_hash", "ephemeral", "fingerprint"})
+_YES = frozenset({"1", "true", "yes", "on"})
+_NO = frozenset({"0", "false", "no", "off", ""})
+
+
+class _Config(configs.BaseRendererConfig):
+    """Fields that every renderer here takes beside upstream's own.
+
+    ``byte_budget``: of the cache that all renderers with one image processor share; of several
+    the largest holds, and ``None`` is ``Settings.cache_budget``. ``compact``: as for a
+    ``PixelCache``. ``mm_hash``: ``"processor"`` names an image to the engine by its pixels and
+    the processor's configuration, ``"upstream"`` by its pixels alone, as upstream does.
+    ``ephemeral``: whether rendered images are references, or arrays as upstream's are; ``None``
+    asks ``MEMWEIR_MM_EPHEMERAL``, then ``RENDERERS_MM_EPHEMERAL``, and is yes. ``fingerprint``
+    names the code of an image processor that is not part of transformers.
+    """
+
+    _internal_fields = _OURS
+
+    byte_budget: int | str | None = None
+    compact: Literal["auto", "off"] | None = None
+    mm_hash: Literal["processor", "upstream"] = "processor"
+    ephemeral: bool | None = None
+    fingerprint: str | None = None
+
+    @field_validator("byte_budget")
+    @classmethod
+    def _parses(cls, budget: int | str | None) -> int | str | None:
+        if budget is not None:
+            parse_size(budget)
+        return budget
+
+    @model_validator(mode="after")
+    def _no_count(self) -> Self:
+        if "image_cache_max" in self.model_fields_set:
+            logger.warning("image_cache_max has no effect here: byte_budget bounds the cache")
+        return self
+
+
+class Qwen3VLRendererConfig(_Config, configs.Qwen3VLRendererConfig):
+    _internal_fields = _OURS | configs.Qwen3VLRendererConfig._internal_fields
+
+
+class Qwen35RendererConfig(_Config, configs.Qwen35RendererConfig):
+    _internal_fields = _OURS | configs.Qwen35RendererConfig._internal_fields
+
+
+class Qwen36RendererConfig(_Config, configs.Qwen36RendererConfig):
+    _internal_fields = _OURS | configs.Qwen36RendererConfig._internal_fields
+
+
+class Qwen38RendererConfig(_Config, configs.Qwen38RendererConfig):
+    _internal_fields = _OURS | configs.Qwen38RendererConfig._internal_fields
+
+
+class _Renderer:
+    """What all renderers here have in common, in front of upstream's class."""
+
+    config_class: ClassVar[type[_Config]]
+    _family: ClassVar[Family]
+
+    def __init__(self, tokenizer: Any, config: Any = None, *, processor: Any = None) -> None:
+        check(type(self))  # type: ignore[arg-type]
+        if config is None or not isinstance(config, _Config):
+            given = {} if config is None else config.model_dump(exclude_unset=True)
+            config = self.config_class.model_validate(given)
+        super().__init__(tokenizer, config, processor=processor)  # type: ignore[call-arg]
+        self._images = Images(
+            self._family,
+            budget=config.byte_budget,
+            compact=config.compact,
+            upstream_hash=config.mm_hash == "upstream",
+            refs=_switch("MM_EPHEMERAL", config.ephemeral, default=True),
+            fingerprint=config.fingerprint,
+        )
+
+    @property
+    def pixel_cache(self) -> PixelCache:
+        """The cache that this renderer shares with all others of its image processor."""
+        return self._images.home(self._image_processor()).cache
+
+    def render(self, *args: Any, **kwargs: Any) -> Any:
+        return keep_items(super().render(*args, **kwargs))  # type: ignore[misc]
+
+    def bridge_to_next_turn(self, *args: Any, **kwargs: Any) -> Any:
+        return keep_items(super().bridge_to_next_turn(*args, **kwargs))  # type: ignore[misc]
+
+    def _image_processor(self) -> Any:
+        return self._get_processor().image_processor  # type: ignore[attr-defined]
+
+    def _rendered(self, part: Mapping[str, Any]) -> Rendered:
+        return self._images.render(self._image_processor(), part)
+
+
+class _QwenVL(_Renderer):
+    def _process_image(self, part: dict[str, Any]) -> tuple[None, dict[str, Any], int, str]:
+        image = self._rendered(part)
+        return None, image.values, image.tokens, image.hash
+
+
+def _qwen_vl_tokens(entry: Pixels, processor: Any) -> int:
+    patches = int(entry["image_grid_thw"][0].prod())
+    return patches // int(processor.merge_size) ** 2
+
+
+_QWEN_VL = Family(
+    private(qwen3_vl, "_load_pil_image"),
+    private(qwen3_vl, "_image_hash"),
+    ("pixel_values", "image_grid_thw"),
+    _qwen_vl_tokens,
+)
+
+
+class Qwen3VLRenderer(_QwenVL, qwen3_vl.Qwen3VLRenderer):
+    """Upstream's renderer for Qwen3-VL; its images are references."""
+
+    config_class = Qwen3VLRendererConfig
+    _family = _QWEN_VL
+
+
+class Qwen35Renderer(_QwenVL, qwen35.Qwen35Renderer):
+    """Upstream's renderer for Qwen3.5; its images are references."""
+
+    config_class = _config_cls = Qwen35RendererConfig
+    _family = _QWEN_VL
+
+
+class Qwen36Renderer(_QwenVL, qwen36.Qwen36Renderer):
+    """Upstream's renderer for Qwen3.6; its images are references."""
+
+    config_class = _config_cls = Qwen36RendererConfig
+    _family = _QWEN_VL
+
+
+class Qwen38Renderer(_QwenVL, qwen38.Qwen38Renderer):
+    """Upstream's renderer for Qwen3.8; its images are references."""
+
+    config_class = _config_cls = Qwen38RendererConfig
+    _family = _QWEN_VL
+
+
+def _switch(name: str, given: bool | None, *, default: bool) -> bool:
+    """A setting that the environment may make: ours first, then as upstream's proposal named it."""
+    if given is not None:
+        return given
+    for variable in (f"MEMWEIR_{name}", f"RENDERERS_{name}"):
+        text = os.environ.get(variable)
+        if text is not None:
+            lower = text.strip().lower()
+            if lower not in _YES | _NO:
+                raise ValueError(f"{variable} is a switch, 0 or 1, not {text!r}")
+            return lower in _YES
+    return default
