@@ -11,12 +11,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
-
-import memweir as mw
 
 from .harness import Ratio, Table, duration
 

@@ -11,6 +11,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from memweir._flight import Flights
 from memweir.integrations._renderers_items import ImageRef
 from memweir.pixels.cache import PixelCache
 from memweir.pixels.engine import Engine
@@ -57,6 +58,7 @@ class Home:
         self.engine: Engine = processor._engine
         self.cache = processor.cache
         self.known = Memo(_KNOWN)
+        self.flights = Flights()
         self.arrays: weakref.WeakValueDictionary[tuple[Digest, str], Any] = (
             weakref.WeakValueDictionary()
         )

@@ -11,10 +11,10 @@ from urllib.parse import urlparse
 import numpy as np
 import PIL.Image
 
-from memweir.errors import UnsupportedType
+from memweir.errors import Refused, UnsupportedType
 from memweir.integrations._renderers_homes import Compact, Home, Known, home_of
 from memweir.integrations._renderers_items import ImageRef
-from memweir.pixels.engine import Engine, Lone, Through
+from memweir.pixels.engine import Call, Engine, Lone, Through
 from memweir.pixels.provenance import known_in
 from memweir.pixels.records import Layout, record
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from memweir._core import Pixels
     from memweir.pixels.assemble import Part
 
-__all__ = ["Family", "Images", "Rendered"]
+__all__ = ["Family", "Images", "Prompt", "Rendered"]
 
 _BIG: Final = 16 << 10
 """Bytes from which an array is kept as a reference."""
@@ -74,45 +74,52 @@ class Images:
         self._mine: tuple[Any, Engine] | None = None
         self._home: Home | None = None
 
-    def home(self, processor: Any) -> Home:
-        """The home of an image processor, as its settings are now."""
+    def prompt(self, processor: Any) -> Prompt:
+        """A prompt's images, by an image processor as its settings are now."""
         engine = self._engine(processor)
         try:
-            fingerprint = engine.fingerprint(self._kwargs)
+            call = engine.call(self._kwargs)
         except Through as reason:
             raise UnsupportedType(
                 f"{type(processor).__name__} cannot be cached: {reason}. For a processor whose "
                 "code is not part of transformers give the renderer fingerprint=, a name that "
                 "changes when the code does; otherwise use upstream's own renderer"
             ) from None
-        if self._home is None or self._home.fingerprint != fingerprint:
+        if self._home is None or self._home.fingerprint != call.fingerprint:
             self._home = home_of(
-                fingerprint,
+                call.fingerprint,
                 processor,
                 partial(_open, self._family.load),
                 budget=self._budget,
                 compact=self._compact,
                 code=self._code,
             )
-        return self._home
+        return Prompt(self, self._home, call)
 
-    def render(self, processor: Any, part: Mapping[str, Any]) -> Rendered:
+    def render(self, home: Home, call: Call, part: Mapping[str, Any]) -> Rendered:
         """The image of a message part; decoded and processed only if it was not before.
 
         Raises what upstream raises for a part that it cannot read or process.
         """
-        home = self.home(processor)
-        lone = self._identify(home, part)
-        known: Known | None = home.known.get(lone.key)
-        if known is None or (self._upstream_hash and known.upstream_hash is None):
-            known = self._make(home, lone)
-            home.known.put(lone.key, known)
+        lone = self._identify(home, call, part)
+        known: Known | None = self._known(home, lone)
+        if known is None:
+            known = home.flights.run(
+                lone.key,
+                lambda: self._make(home, lone),
+                check=lambda: self._known(home, lone),
+            )
         elif lone.key in home.cache:
             home.cache.get(lone.key)  # looked at again: not the next to go
         name = known.upstream_hash if self._upstream_hash else lone.key.hex()
         assert name is not None
         values = {key: self._value(home, lone, known, key, part) for key in self._family.keys}
         return Rendered(values, known.tokens, name)
+
+    def _known(self, home: Home, lone: Lone) -> Known | None:
+        known: Known | None = home.known.get(lone.key)
+        lacks = known is not None and self._upstream_hash and known.upstream_hash is None
+        return None if lacks else known
 
     def _engine(self, processor: Any) -> Engine:
         """For fingerprints alone: each renderer has a processor object of its own."""
@@ -123,16 +130,19 @@ class Images:
             self._mine = processor, Engine(processor, nothing, self._code, None, 1)
         return self._mine[1]
 
-    def _identify(self, home: Home, part: Mapping[str, Any]) -> Lone:
+    def _identify(self, home: Home, call: Call, part: Mapping[str, Any]) -> Lone:
         try:
-            return home.engine.lone(_identifiable(_source(part)), self._kwargs)
-        except Through:
-            raise
+            return home.engine.lone(call, _identifiable(_source(part)))
         except Exception:
             # Upstream has the last word on what cannot be read, and says it its own way.
-            return home.engine.lone(self._family.load(part), self._kwargs)
+            return home.engine.lone(call, self._family.load(part))
 
     def _make(self, home: Home, lone: Lone) -> Known:
+        if home.engine.call(self._kwargs).fingerprint != home.fingerprint:
+            raise Refused(
+                "the image processor of another renderer was changed while this one shares its "
+                "cache: make new renderers after changing a processor"
+            )
         part = home.engine.part(lone)
         big, small = {}, {}
         for key in self._family.keys:
@@ -143,7 +153,9 @@ class Images:
                 big[key] = self._describe(part, key)
         tokens = self._family.tokens(part.pixels, home.processor.wrapped)
         hashed = self._family.hash_of(lone.seen.image()) if self._upstream_hash else None
-        return Known(big, small, tokens, hashed)
+        known = Known(big, small, tokens, hashed)
+        home.known.put(lone.key, known)
+        return known
 
     def _describe(self, part: Part, key: str) -> Any:
         entry = known_in(part.pixels, part.recipe.key, key)
@@ -163,6 +175,19 @@ class Images:
         if array is None:
             array = home.arrays[place] = ref.torch() if ref.tensor else np.array(ref)
         return array
+
+
+class Prompt:
+    """The images of one prompt: what does not change from one to the next is looked up once."""
+
+    def __init__(self, images: Images, home: Home, call: Call) -> None:
+        self._images = images
+        self._call = call
+        self.home = home
+
+    def render(self, part: Mapping[str, Any]) -> Rendered:
+        """See :meth:`Images.render`."""
+        return self._images.render(self.home, self._call, part)
 
 
 def _open(load: Callable[[Mapping[str, Any]], PIL.Image.Image], source: Any) -> PIL.Image.Image:

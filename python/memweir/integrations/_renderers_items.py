@@ -12,7 +12,7 @@ from memweir.pixels.refs import PixelRef
 if TYPE_CHECKING:
     from memweir._core import Descriptor
 
-__all__ = ["ImageItem", "ImageRef", "keep_items"]
+__all__ = ["ImageItem", "ImageRef"]
 
 
 class ImageRef(PixelRef):
@@ -74,13 +74,3 @@ class ImageItem(dict[str, Any]):
 
 def _array(ref: PixelRef) -> Any:
     return ref.torch() if ref.tensor else np.asarray(ref)
-
-
-def keep_items(rendered: Any) -> Any:
-    """``rendered`` with an ``ImageItem`` in place of each plain dict that holds references."""
-    data = getattr(rendered, "multi_modal_data", None)
-    for items in data.mm_items.values() if data is not None else ():
-        for at, item in enumerate(items):
-            if type(item) is dict and any(isinstance(v, PixelRef) for v in item.values()):
-                items[at] = ImageItem(item)
-    return rendered

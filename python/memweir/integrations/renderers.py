@@ -28,8 +28,9 @@ import renderers.qwen36 as qwen36
 import renderers.qwen38 as qwen38
 from pydantic import field_validator, model_validator
 
-from memweir.integrations._renderers_images import Family, Images, Rendered
-from memweir.integrations._renderers_items import ImageItem, ImageRef, keep_items
+from memweir.integrations._renderers_images import Family, Images, Prompt, Rendered
+from memweir.integrations._renderers_items import ImageItem, ImageRef
+from memweir.integrations._renderers_prompts import Now, finish
 from memweir.integrations._renderers_upstream import check, private
 from memweir.sizes import parse_size
 
@@ -127,29 +128,38 @@ class _Renderer:
             refs=_switch("MM_EPHEMERAL", config.ephemeral, default=True),
             fingerprint=config.fingerprint,
         )
+        self._now = Now()
 
     @property
     def pixel_cache(self) -> PixelCache:
         """The cache that this renderer shares with all others of its image processor."""
-        return self._images.home(self._image_processor()).cache
+        return self._prompt().home.cache
 
     def render(self, *args: Any, **kwargs: Any) -> Any:
-        return keep_items(super().render(*args, **kwargs))  # type: ignore[misc]
+        with self._now.prompt() as lengths:
+            return finish(super().render(*args, **kwargs), lengths)  # type: ignore[misc]
 
     def bridge_to_next_turn(self, *args: Any, **kwargs: Any) -> Any:
-        return keep_items(super().bridge_to_next_turn(*args, **kwargs))  # type: ignore[misc]
+        with self._now.prompt() as lengths:
+            return finish(super().bridge_to_next_turn(*args, **kwargs), lengths)  # type: ignore[misc]
 
-    def _image_processor(self) -> Any:
-        return self._get_processor().image_processor  # type: ignore[attr-defined]
+    def _image(self, part: Mapping[str, Any]) -> Rendered:
+        """An image of the prompt that this thread is rendering, or of none."""
+        prompt = self._now.images
+        if prompt is None:
+            prompt = self._prompt()
+            if self._now.lengths is not None:
+                self._now.images = prompt
+        return prompt.render(part)
 
-    def _rendered(self, part: Mapping[str, Any]) -> Rendered:
-        return self._images.render(self._image_processor(), part)
+    def _prompt(self) -> Prompt:
+        return self._images.prompt(self._get_processor().image_processor)  # type: ignore[attr-defined]
 
 
 class _QwenVL(_Renderer):
     def _process_image(self, part: dict[str, Any]) -> tuple[None, dict[str, Any], int, str]:
-        image = self._rendered(part)
-        return None, image.values, image.tokens, image.hash
+        image = self._image(part)
+        return None, image.values, self._now.length(image.tokens), image.hash
 
 
 def _qwen_vl_tokens(entry: Pixels, processor: Any) -> int:

@@ -169,16 +169,15 @@ class Engine:
             found.append(None if seen is None else self.cache.get(call.key(seen)))
         return found
 
-    def fingerprint(self, kwargs: Mapping[str, Any]) -> Digest:
-        """Names the processor with these arguments. Raises ``Through``."""
-        return self._understand(([None],), kwargs).fingerprint
+    def call(self, kwargs: Mapping[str, Any]) -> Call:
+        """A call with these arguments, for images that are given one by one. Raises ``Through``."""
+        return self._understand(([None],), kwargs)
 
-    def lone(self, image: Any, kwargs: Mapping[str, Any]) -> Lone:
-        """One image under these arguments, decoded only if it is not known.
+    def lone(self, call: Call, image: Any) -> Lone:
+        """One image of a call, decoded only if it is not known.
 
-        Raises ``Through``, and whatever reading or decoding the image raises.
+        Raises whatever reading or decoding it raises.
         """
-        call = self._understand(([image],), kwargs)
         seen = self.sources.see(image)
         assert seen is not None
         return Lone(call, seen, call.key(seen))
