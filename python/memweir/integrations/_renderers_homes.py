@@ -79,7 +79,11 @@ class Home:
     def restore(self, ref: PixelRef) -> Any:
         """The arrays of ``ref`` made again, ``None`` when its source is nowhere to be found."""
         source = ref.source if isinstance(ref, ImageRef) else find_source(ref)
-        if not isinstance(source, str | bytes | None):
+        if isinstance(source, str):
+            elsewhere = source.startswith(("data:", "http:", "https:"))
+            if not elsewhere and not os.path.isfile(source):  # noqa: PTH113
+                return None
+        elif not isinstance(source, bytes | None):
             source = self._opens(source)
         return Recompute(self.processor, lambda _: source)(ref)
 
