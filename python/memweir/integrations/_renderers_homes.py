@@ -19,7 +19,7 @@ from memweir.pixels.processor import CachedProcessor
 from memweir.pixels.recompute import Recompute
 from memweir.pixels.resolve import resolvers
 from memweir.pixels.source_id import Memo
-from memweir.pixels.source_refs import find_source
+from memweir.pixels.source_refs import SourceRef, find_source
 from memweir.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class Home:
     def restore(self, ref: PixelRef) -> Any:
         """The arrays of ``ref`` made again, ``None`` when its source is nowhere to be found."""
         source = ref.source if isinstance(ref, ImageRef) else find_source(ref)
-        if isinstance(source, str):
+        if isinstance(source, SourceRef):
+            source = source.load()
+        elif isinstance(source, str):
             elsewhere = source.startswith(("data:", "http:", "https:"))
             if not elsewhere and not os.path.isfile(source):  # noqa: PTH113
                 return None

@@ -17,6 +17,7 @@ from memweir.integrations._renderers_items import ImageRef
 from memweir.pixels.engine import Call, Engine, Lone, Through
 from memweir.pixels.provenance import known_in
 from memweir.pixels.records import Layout, record
+from memweir.pixels.source_refs import PREFIX, SourceRef
 
 if TYPE_CHECKING:
     from memweir._core import Pixels
@@ -131,8 +132,11 @@ class Images:
         return self._mine[1]
 
     def _identify(self, home: Home, call: Call, part: Mapping[str, Any]) -> Lone:
+        source = _kept(_source(part))
+        if isinstance(source, SourceRef):
+            return home.engine.lone(call, source.load())
         try:
-            return home.engine.lone(call, _identifiable(_source(part)))
+            return home.engine.lone(call, _identifiable(source))
         except Exception:
             # Upstream has the last word on what cannot be read, and says it its own way.
             return home.engine.lone(call, self._family.load(part))
@@ -209,14 +213,15 @@ def _kept(source: Any) -> Any:
     """A source as a reference keeps it: the caller's own object, or one that cannot change."""
     if isinstance(source, bytearray):
         return bytes(source)
-    if isinstance(source, str) and source.startswith("file:"):
-        return urlparse(source).path
-    return source
+    if not isinstance(source, str) or isinstance(source, SourceRef):
+        return source
+    if source.startswith(PREFIX):
+        return SourceRef(source)
+    return urlparse(source).path if source.startswith("file:") else source
 
 
 def _identifiable(source: Any) -> Any:
-    """A source in terms that tell it without decoding it."""
-    source = _kept(source)
+    """A kept source in terms that tell it without decoding it."""
     if isinstance(source, PIL.Image.Image) and source.mode != "RGB":
         return source.convert("RGB")
     return source

@@ -13,12 +13,13 @@ _MADE_FOR: Final = "0.1.12"
 _METHODS: Final = ("render", "bridge_to_next_turn", "_get_processor", "_process_image")
 
 
-def private(module: Any, name: str) -> Any:
-    """A private name of an upstream module. Raises ``ImportError`` where it has none."""
+def private(owner: Any, name: str) -> Any:
+    """A private name of an upstream module or object. Raises ``ImportError`` where it has none."""
     try:
-        return getattr(module, name)
+        return getattr(owner, name)
     except AttributeError:
-        raise _missing(f"{module.__name__}.{name}") from None
+        shown = getattr(owner, "__name__", type(owner).__name__)
+        raise _missing(f"{shown}.{name}") from None
 
 
 @cache

@@ -28,15 +28,16 @@ import renderers.qwen36 as qwen36
 import renderers.qwen38 as qwen38
 from pydantic import field_validator, model_validator
 
+from memweir.integrations._renderers_attach import ImageTable
 from memweir.integrations._renderers_images import Family, Images, Prompt, Rendered
 from memweir.integrations._renderers_items import ImageItem, ImageRef
 from memweir.integrations._renderers_prompts import Now, finish
 from memweir.integrations._renderers_upstream import check, private
+from memweir.pixels.cache import PixelCache
 from memweir.sizes import parse_size
 
 if TYPE_CHECKING:
     from memweir._core import Pixels
-    from memweir.pixels.cache import PixelCache
 
 __all__ = [
     "ImageItem",
@@ -49,6 +50,8 @@ __all__ = [
     "Qwen36RendererConfig",
     "Qwen38Renderer",
     "Qwen38RendererConfig",
+    "attach",
+    "send_once_client",
 ]
 
 logger = logging.getLogger("memweir.renderers")
@@ -201,6 +204,39 @@ class Qwen38Renderer(_QwenVL, qwen38.Qwen38Renderer):
 
     config_class = _config_cls = Qwen38RendererConfig
     _family = _QWEN_VL
+
+
+def attach(renderer: Any, cache: PixelCache, *, fingerprint: str | None = None) -> None:
+    """Keeps the processed images of an upstream ``renderer`` in ``cache`` from now on.
+
+    Its table of so many entries is replaced; ``cache`` may serve any number of renderers. What
+    the renderer returns are arrays as before, so that what is kept of its prompts is not bounded:
+    the renderers of this module do that, and need no ``attach``. ``fingerprint`` names the code
+    of an image processor that is not part of transformers.
+
+    Raises ``ImportError`` for a renderer without such a table.
+    """
+    if isinstance(renderer, _Renderer):
+        raise TypeError(f"{type(renderer).__name__} of memweir has a cache: give it byte_budget=")
+    if not isinstance(cache, PixelCache):
+        raise TypeError(f"cache is a PixelCache, not {type(cache).__name__}")
+    private(renderer, "_image_cache")
+    private(renderer, "_get_processor")
+    renderer._image_cache = ImageTable(renderer, cache, fingerprint)
+
+
+def send_once_client(client: Any, *, enabled: bool | None = None, **engine: Any) -> Any:
+    """``client`` in a form that sends each image once, where that is switched on.
+
+    ``enabled=None`` asks ``MEMWEIR_MM_HASH_CACHE``, then ``RENDERERS_MM_HASH_CACHE``, and is no:
+    then the answer is ``client`` itself. ``engine`` is how the engine was started, as
+    :func:`memweir.integrations.vllm.send_once` takes it.
+    """
+    if not _switch("MM_HASH_CACHE", enabled, default=False):
+        return client
+    from memweir.integrations.vllm import SendOnceClient, send_once
+
+    return SendOnceClient(client, send_once(**engine))
 
 
 def _switch(name: str, given: bool | None, *, default: bool) -> bool:
