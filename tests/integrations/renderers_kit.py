@@ -13,6 +13,8 @@ import PIL.Image
 import renderers.configs
 from benches.qwen3_vl import QWEN3_VL, make_renderer, screenshot
 from transformers import Qwen2VLImageProcessor
+from transformers.models.gemma4.image_processing_gemma4 import Gemma4ImageProcessor
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import memweir.integrations.renderers as ours
@@ -25,7 +27,15 @@ QWEN = {
 }
 BACKENDS = {"pil": Qwen2VLImageProcessorPil, "torchvision": Qwen2VLImageProcessor}
 
+GEMMA_TOKENS = [
+    *("<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"),
+    *("<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    *("<|image>", "<|image|>", "<image|>"),
+]
+GEMMA_BACKENDS = {"pil": Gemma4ImageProcessorPil, "torchvision": Gemma4ImageProcessor}
+
 TOKENIZER = make_renderer()._tokenizer
+TOKENIZER.add_special_tokens({"extra_special_tokens": GEMMA_TOKENS})
 _edges = itertools.count(16_777_216)
 
 
@@ -34,6 +44,12 @@ def qwen_processor(backend: str = "pil", **settings: Any) -> Any:
     size = {"shortest_edge": 4096, "longest_edge": next(_edges)}
     images = BACKENDS[backend](**{**QWEN3_VL, "size": size, **settings})
     return SimpleNamespace(image_processor=images)
+
+
+def gemma_processor(backend: str = "pil") -> Any:
+    """As :func:`qwen_processor`, with means that no other test has."""
+    means = [1 / next(_edges), 0.0, 0.0]
+    return SimpleNamespace(image_processor=GEMMA_BACKENDS[backend](image_mean=means))
 
 
 def qwen(

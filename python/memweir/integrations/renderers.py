@@ -8,6 +8,11 @@ Each class goes by upstream's name, is a subclass of upstream's, and renders the
         byte_budget="2 GiB",
     )
 
+Qwen3-VL, Qwen3.5, 3.6 and 3.8, and Gemma 4. Not here: Kimi K2.5 and Nemotron 3.5, whose image
+processors are code out of model repositories, and Inkling, which decodes every image before it
+can be asked for, and which upstream's client cannot send. :func:`attach` bounds the tables of
+Kimi K2.5 and Inkling; Nemotron 3.5 has none.
+
 Made for ``renderers`` 0.1.12; ``docs/rollouts.md`` says what is promised.
 """
 
@@ -22,6 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import renderers.configs as configs
+import renderers.gemma4 as gemma4
 import renderers.qwen3_vl as qwen3_vl
 import renderers.qwen35 as qwen35
 import renderers.qwen36 as qwen36
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
     from memweir._core import Pixels
 
 __all__ = [
+    "Gemma4Renderer",
+    "Gemma4RendererConfig",
     "ImageItem",
     "ImageRef",
     "Qwen3VLRenderer",
@@ -111,11 +119,15 @@ class Qwen38RendererConfig(_Config, configs.Qwen38RendererConfig):
     _internal_fields = _OURS | configs.Qwen38RendererConfig._internal_fields
 
 
+class Gemma4RendererConfig(_Config, configs.Gemma4RendererConfig):
+    _internal_fields = _OURS | configs.Gemma4RendererConfig._internal_fields
+
+
 class _Renderer:
     """What all renderers here have in common, in front of upstream's class."""
 
     config_class: ClassVar[type[_Config]]
-    _family: ClassVar[Family]
+    _memweir_family: ClassVar[Family]
 
     def __init__(self, tokenizer: Any, config: Any = None, *, processor: Any = None) -> None:
         check(type(self))  # type: ignore[arg-type]
@@ -123,46 +135,46 @@ class _Renderer:
             given = {} if config is None else config.model_dump(exclude_unset=True)
             config = self.config_class.model_validate(given)
         super().__init__(tokenizer, config, processor=processor)  # type: ignore[call-arg]
-        self._images = Images(
-            self._family,
+        self._memweir_images = Images(
+            self._memweir_family,
             budget=config.byte_budget,
             compact=config.compact,
             upstream_hash=config.mm_hash == "upstream",
             refs=_switch("MM_EPHEMERAL", config.ephemeral, default=True),
             fingerprint=config.fingerprint,
         )
-        self._now = Now()
+        self._memweir_now = Now()
 
     @property
     def pixel_cache(self) -> PixelCache:
         """The cache that this renderer shares with all others of its image processor."""
-        return self._prompt().home.cache
+        return self._memweir_prompt().home.cache
 
     def render(self, *args: Any, **kwargs: Any) -> Any:
-        with self._now.prompt() as lengths:
+        with self._memweir_now.prompt() as lengths:
             return finish(super().render(*args, **kwargs), lengths)  # type: ignore[misc]
 
     def bridge_to_next_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._now.prompt() as lengths:
+        with self._memweir_now.prompt() as lengths:
             return finish(super().bridge_to_next_turn(*args, **kwargs), lengths)  # type: ignore[misc]
 
-    def _image(self, part: Mapping[str, Any]) -> Rendered:
+    def _memweir_image(self, part: Mapping[str, Any]) -> Rendered:
         """An image of the prompt that this thread is rendering, or of none."""
-        prompt = self._now.images
+        prompt = self._memweir_now.images
         if prompt is None:
-            prompt = self._prompt()
-            if self._now.lengths is not None:
-                self._now.images = prompt
+            prompt = self._memweir_prompt()
+            if self._memweir_now.lengths is not None:
+                self._memweir_now.images = prompt
         return prompt.render(part)
 
-    def _prompt(self) -> Prompt:
-        return self._images.prompt(self._get_processor().image_processor)  # type: ignore[attr-defined]
+    def _memweir_prompt(self) -> Prompt:
+        return self._memweir_images.prompt(self._get_processor().image_processor)  # type: ignore[attr-defined]
 
 
 class _QwenVL(_Renderer):
     def _process_image(self, part: dict[str, Any]) -> tuple[None, dict[str, Any], int, str]:
-        image = self._image(part)
-        return None, image.values, self._now.length(image.tokens), image.hash
+        image = self._memweir_image(part)
+        return None, image.values, self._memweir_now.length(image.tokens), image.hash
 
 
 def _qwen_vl_tokens(entry: Pixels, processor: Any) -> int:
@@ -182,28 +194,47 @@ class Qwen3VLRenderer(_QwenVL, qwen3_vl.Qwen3VLRenderer):
     """Upstream's renderer for Qwen3-VL; its images are references."""
 
     config_class = Qwen3VLRendererConfig
-    _family = _QWEN_VL
+    _memweir_family = _QWEN_VL
 
 
 class Qwen35Renderer(_QwenVL, qwen35.Qwen35Renderer):
     """Upstream's renderer for Qwen3.5; its images are references."""
 
     config_class = _config_cls = Qwen35RendererConfig
-    _family = _QWEN_VL
+    _memweir_family = _QWEN_VL
 
 
 class Qwen36Renderer(_QwenVL, qwen36.Qwen36Renderer):
     """Upstream's renderer for Qwen3.6; its images are references."""
 
     config_class = _config_cls = Qwen36RendererConfig
-    _family = _QWEN_VL
+    _memweir_family = _QWEN_VL
 
 
 class Qwen38Renderer(_QwenVL, qwen38.Qwen38Renderer):
     """Upstream's renderer for Qwen3.8; its images are references."""
 
     config_class = _config_cls = Qwen38RendererConfig
-    _family = _QWEN_VL
+    _memweir_family = _QWEN_VL
+
+
+_GEMMA_4 = Family(
+    private(gemma4, "_load_pil_image"),
+    private(gemma4, "_image_hash"),
+    ("pixel_values", "image_position_ids"),
+    lambda entry, _: int(entry["num_soft_tokens_per_image"][0]),
+)
+
+
+class Gemma4Renderer(_Renderer, gemma4.Gemma4Renderer):
+    """Upstream's renderer for Gemma 4; its images are references."""
+
+    config_class = _config_cls = Gemma4RendererConfig
+    _memweir_family = _GEMMA_4
+
+    def _process_image(self, part: dict[str, Any]) -> tuple[dict[str, Any], int, str]:
+        image = self._memweir_image(part)
+        return image.values, self._memweir_now.length(image.tokens), image.hash
 
 
 def attach(renderer: Any, cache: PixelCache, *, fingerprint: str | None = None) -> None:
