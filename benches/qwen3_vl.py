@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from renderers.qwen3_vl import Qwen3VLRenderer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-SPECIAL = [
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
-]
-QWEN3_VL = {
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "size": {"shortest_edge": 4096, "longest_edge": 16_777_216},
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-}
+from memweir.cli.demo.offline import make_processor, make_tokenizer
 
 
 def make_renderer(processor: Any = Qwen2VLImageProcessorPil) -> Qwen3VLRenderer:
     """A renderer with an image processor of this class, configured as Qwen3-VL's."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate([*letters, "<unk>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=SPECIAL,
-    )
-    images = SimpleNamespace(image_processor=processor(**QWEN3_VL))
-    return Qwen3VLRenderer(fast, None, processor=images)
+    return Qwen3VLRenderer(make_tokenizer(), None, processor=make_processor(processor))
 
 
 def screenshot(seed: int, side: int = 64) -> str:

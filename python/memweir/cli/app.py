@@ -15,8 +15,13 @@ app = typer.Typer(
 )
 
 
-@app.command()
+demos = typer.Typer(invoke_without_command=True)
+app.add_typer(demos, name="demo")
+
+
+@demos.callback()
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Where the chart goes.")] = Path("memweir-demo.png"),
     rollouts: Annotated[int, typer.Option(hidden=True, min=1)] = 32,
     turns: Annotated[int, typer.Option(hidden=True, min=1, max=16)] = 8,
@@ -25,9 +30,24 @@ def demo(
 
     Exits with 1 if memweir breaks a budget, the time limit or the equality of a tensor.
     """
+    if context.invoked_subcommand is not None:
+        return
     from .demo import command
 
     raise typer.Exit(command.run(out, rollouts, turns))
+
+
+@demos.command("rollouts")
+def demo_rollouts(
+    rollouts: Annotated[int, typer.Option(help="How many, 8 turns each.", min=1, max=32)] = 12,
+) -> None:
+    """The turns of a VLM's rollouts through renderers: upstream's, and memweir's in its place.
+
+    Exits with 1 if a prompt or a tensor is not upstream's, or a budget is broken.
+    """
+    from .demo import rollouts as command
+
+    raise typer.Exit(command.run(rollouts))
 
 
 @app.command()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -50,16 +50,22 @@ class Run:
         return max(self.growth, default=0)
 
 
-def watch(name: str, folder: Path, steps: int, progress: Callable[[], None]) -> Run:
+def watch(
+    name: str,
+    folder: Path,
+    steps: int,
+    progress: Callable[[], None],
+    command: Sequence[str] | None = None,
+) -> Run:
     """Runs the arm ``name`` on ``folder/job.json``; calls ``progress`` after each of its ``steps``.
 
-    Raises ``ArmError``.
+    ``command`` is what plays it, in place of the arms of ``memweir demo``. Raises ``ArmError``.
     """
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [*COMMAND, name, str(folder)],
+            [*(command or COMMAND), name, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

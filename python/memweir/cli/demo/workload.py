@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BYTES_PER_IMAGE", "SIDE", "Plan", "Step", "photographs"]
+__all__ = ["BYTES_PER_IMAGE", "SIDE", "Plan", "Step", "frames", "photographs"]
 
 SIDE = 768
 """Width and height of every photograph, in pixels."""
@@ -82,18 +82,34 @@ class Plan:
 
 def photographs() -> list[str]:
     """Sixteen distinct images as JPEG data URIs: two crops of each of eight photographs."""
-    from PIL import Image
+    return [_square(crop, SIDE) for pixels in _subjects() for crop in _corners(pixels)]
+
+
+def frames(count: int, side: int) -> Iterator[str]:
+    """Distinct images of ``side``² as JPEG data URIs: crops that move over the photographs."""
+    subjects = list(_subjects())
+    for number in range(count):
+        pixels = subjects[number % len(subjects)]
+        step = number // len(subjects)
+        crop = min(pixels.shape[:2]) * 3 // 4
+        y, x = (5 * step % (room - crop + 1) for room in pixels.shape[:2])
+        yield _square(pixels[y : y + crop, x : x + crop], side)
+
+
+def _subjects() -> Iterator[NDArray[Any]]:
     from skimage import data
 
-    uris = []
     for subject in SUBJECTS:
         pixels: Any = getattr(data, subject)()
-        if isinstance(pixels, tuple):  # a stereo pair and its disparity: take the left eye
-            pixels = pixels[0]
-        for crop in _corners(pixels):
-            image = Image.fromarray(crop).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            uris.append(data_uri(image))
-    return uris
+        # Of a stereo pair and its disparity: the left eye.
+        yield pixels[0] if isinstance(pixels, tuple) else pixels
+
+
+def _square(pixels: NDArray[Any], side: int) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+    return data_uri(image)
 
 
 def _corners(pixels: NDArray[Any]) -> Iterator[NDArray[Any]]:
