@@ -117,6 +117,8 @@ MALFORMED = [
     f"data:{SECRET}",
     f"data:{SECRET},",
     f"data:image/png;base64;x={SECRET},YWJj",
+    f"data:image/png;base64;x={SECRET};base64,YWJj",
+    f"data:image/png;BASE64;base64,{SECRET}",
     f"data:ima\u00e9ge/png;base64,{SECRET}",
     f"data:image/png\n;base64,{SECRET}a",
     "data:image/png;base64,A",

@@ -69,7 +69,7 @@ def _header(header: str) -> tuple[str, bool]:
     encoded = bool(parameters) and parameters[-1].lower() == "base64"
     if encoded:
         parameters.pop()
-    elif any(part.lower() == "base64" for part in parameters):
+    if any(part.lower() == "base64" for part in parameters):
         _malformed("base64 is not the last of its parameters")
     if not kind:
         kind = "text/plain"
