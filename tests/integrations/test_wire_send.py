@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -35,6 +37,7 @@ import memweir as mw
 from memweir.integrations._json_stream import JsonStream
 from memweir.integrations._vllm_images import TOKEN_BYTES
 from memweir.integrations.vllm import ContentParts, Features, SendOnceClient, is_miss, send
+from memweir.pixels import unique
 
 BODY = {"model": "m", "token_ids": list(range(40)), "sampling_params": {"n": 1}}
 
@@ -200,6 +203,75 @@ def test_an_engine_that_does_not_tell_sizes_is_taken_to_hold_little() -> None:
     for reply in ({}, {"mm_placeholders": None}, httpx.Response(200, content=b"text"), None):
         ledger.confirm(images.measured(ledger.plan(images.items), reply))
         assert ledger.stats().claims == 3
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [1],
+        {"image": 3},
+        {"image": [None]},
+        {"image": [{"offset": 0}]},
+        {"image": [{"length": "many"}]},
+        {"image": [{"length": -1}]},
+    ],
+)
+def test_an_accepted_answer_is_never_lost_by_what_it_says_of_placeholders(places: Any) -> None:
+    ledger = lru(1 << 30, route="content_parts")
+    content = json.dumps({"mm_placeholders": places}).encode()
+    for reply in (
+        {"mm_placeholders": places},
+        httpx.Response(200, content=content),
+        httpx.Response(200, content=content[:-2]),
+        httpx.Response(200, content=content[:20] + b"\xff"),
+        SimpleNamespace(content="text"),
+        SimpleNamespace(status_code="200"),
+    ):
+
+        async def post(stream: Any, whole: bool, reply: Any = reply) -> Any:
+            return reply
+
+        images = ContentParts(parts_of("a"))
+        assert asyncio.run(send(post, BODY, images, ledger)) is reply
+        assert source_name("a") in ledger
+
+
+def source_name(name: str) -> str:
+    return mw.hash_bytes(source(name)).hex()
+
+
+def test_a_source_that_is_sent_in_every_turn_is_hashed_once(monkeypatch: Any) -> None:
+    hashed = []
+    monkeypatch.setattr(unique, "hash_bytes", lambda text: hashed.append(1) or mw.hash_bytes(text))
+    url = "data:image/png;base64," + "A" * 40_000
+    part = {"type": "image_url", "url": url}
+    names = {ContentParts([part]).items[0].hash for _ in range(3)}
+    assert (names, len(hashed)) == ({mw.hash_bytes(url).hex()}, 1)
+    same = bytes(url, "ascii").decode()
+    assert ContentParts([{**part, "url": same}]).items[0].hash in names
+    assert len(hashed) == 2
+    length = len(url)
+    assert length in {len(text) for text, _ in unique._digests.values()}
+    del part, url, same
+    gc.collect()
+    assert length not in {len(text) for text, _ in unique._digests.values()}
+
+
+def test_large_sources_and_other_names_are_worked_out_in_a_thread(engine: Engine) -> None:
+    threads = []
+
+    def identify(url: str) -> str:
+        threads.append(threading.get_ident())
+        return str(len(url))
+
+    url = "data:image/fake;base64," + "A" * (2 << 20)
+    assert not ContentParts([{"type": "image_url", "url": url}]).light
+    assert not ContentParts(parts_of("a"), identify=identify).light
+    assert ContentParts(parts_of("a")).light
+    ledger = lru(route="content_parts")
+    run(engine, ledger, lambda client: parts(client, "a"), identify=identify)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 @ROUTES
@@ -456,6 +528,33 @@ def test_an_engine_that_would_break_is_refused_before_anything_is_sent(
 def test_other_engines_are_taken_at_their_word(engine: Engine, version: str | None) -> None:
     engine.version = version
     run(engine, lru(), lambda client: features(client, "a"))
+    assert engine.sent() == ["+"]
+
+
+def test_an_engine_is_asked_for_its_version_once(engine: Engine) -> None:
+    asked = []
+
+    async def rollout(client: SendOnceClient) -> None:
+        get = client._client.get
+        client._client.get = lambda *args, **options: asked.append(1) or get(*args, **options)
+        for names in ("a", "ab", "abc"):
+            await features(client, names)
+
+    run(engine, lru(), rollout)
+    assert len(asked) == 1
+
+
+def test_headers_in_other_spellings_are_not_there_twice(engine: Engine) -> None:
+    async def hook(request: httpx.Request) -> None:
+        assert request.headers.get_list("content-type") == ["application/json"]
+        assert request.headers.get_list("content-length") == [str(len(request.content))]
+        assert request.headers["x-session-id"] == "s"
+
+    async def work(client: SendOnceClient) -> None:
+        headers = {"content-type": "text/plain", "CONTENT-LENGTH": "3", "X-Session-ID": "s"}
+        await post(client.carrying(data_of("a")), BODY, headers=headers)
+
+    run(engine, lru(), work, hook)
     assert engine.sent() == ["+"]
 
 

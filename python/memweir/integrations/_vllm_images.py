@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 
 from memweir.errors import UnsupportedType
-from memweir.identity import hash_bytes
 from memweir.integrations._json_stream import LongText, ReadyText
 from memweir.integrations._vllm_items import WireItem, WireType
 from memweir.pixels.ledger import Item, Plan, Route
+from memweir.pixels.unique import digest_of, is_known
 
 __all__ = ["TOKEN_BYTES", "ContentParts", "Features"]
 
@@ -21,6 +21,9 @@ TOKEN_BYTES: Final = 24_576
 """Bytes of tensors behind a placeholder token, at most: four patches of Qwen-VL in float32."""
 
 _LONG: Final = 16 << 10
+
+_LIGHT: Final = 1 << 20
+"""Bytes of sources that are named in less time than it takes to ask a thread to."""
 
 _UNTOLD: Final = 32 << 20
 """Bytes that an image is taken to have in an engine that does not tell its placeholders."""
@@ -39,6 +42,7 @@ class Features:
     """
 
     route: ClassVar[Route] = "features"
+    light: ClassVar[bool] = False
 
     def __init__(self, data: object, wire: WireType = "exact") -> None:
         found = []
@@ -122,6 +126,14 @@ class ContentParts:
         self._token_bytes = token_bytes
 
     @property
+    def light(self) -> bool:
+        """Whether a request is prepared before a thread would have begun to."""
+        if self._identify is not _identify:
+            return False
+        urls = [part["url"] for part in self._given if _to_be_named(part)]
+        return sum(len(url) for url in urls if not is_known(url)) <= _LIGHT
+
+    @property
     def items(self) -> tuple[Item, ...]:
         """What a ledger plans by, in order; their sizes are in the reply."""
         return tuple(Item(name, 0) for name, _ in self._images)
@@ -132,7 +144,7 @@ class ContentParts:
         named: list[tuple[Mapping[str, Any], str | None]] = []
         for part in self._given:
             name = part.get("uuid") if part.get("type") == "image_url" else None
-            if not name and part.get("type") == "image_url" and part["url"].startswith("data:"):
+            if _to_be_named(part):
                 name = self._identify(part["url"])
             named.append(({**part, "uuid": name}, name) if name else (part, None))
         return named
@@ -157,11 +169,14 @@ class ContentParts:
 
     def measured(self, plan: Plan, reply: object) -> Plan:
         """``plan`` with the sizes that the placeholders in the engine's ``reply`` tell."""
-        places = _placeholders(reply).get("image") or []
+        try:
+            lengths = [int(place["length"]) for place in _placeholders(reply)["image"]]
+        except Exception:  # the engine may write anything, and its answer must not be lost by that
+            lengths = []
         sizes = []
         for _, index in self._images:
-            known = index < len(places)
-            sizes.append(places[index]["length"] * self._token_bytes if known else _UNTOLD)
+            known = index < len(lengths) and lengths[index] >= 0
+            sizes.append(lengths[index] * self._token_bytes if known else _UNTOLD)
         return plan.sized(sizes)
 
 
@@ -210,8 +225,13 @@ def _range(place: Any) -> dict[str, int]:
     return {"offset": int(place.offset), "length": int(place.length)}
 
 
+def _to_be_named(part: Mapping[str, Any]) -> bool:
+    named = part.get("type") != "image_url" or part.get("uuid")
+    return not named and part["url"].startswith("data:")
+
+
 def _identify(url: str) -> str:
-    return hash_bytes(url).hex()
+    return digest_of(url).hex()
 
 
 def _placeholders(reply: Any) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ async def send(
         plan = ledger.plan(images.items, whole=whole)
         return plan, JsonStream(images.fill(body, plan))
 
-    plan, stream = await asyncio.to_thread(prepare, False)
+    plan, stream = prepare(False) if images.light else await asyncio.to_thread(prepare, False)
     answer = await _attempt(post, stream, whole=not plan.references)
     if plan.references and is_miss(answer):
         ledger.miss(plan)
@@ -88,7 +88,8 @@ async def send(
         answer = await _attempt(post, stream, whole=True)
     if isinstance(answer, Exception):
         raise answer
-    if getattr(answer, "status_code", 200) < 400:
+    status = getattr(answer, "status_code", 200)
+    if not isinstance(status, int) or status < 400:
         ledger.confirm(images.measured(plan, answer))
     return answer
 
@@ -149,7 +150,7 @@ class SendOnceClient:
         self._identify = identify
         self._token_bytes = token_bytes
         self._streams = "content" in inspect.signature(client.post).parameters
-        self._asked = False
+        self._asked: set[str] = set()  # shared with the copies for single requests
         self._carried: Features | None = None
 
     def carrying(self, data: object) -> Self:
@@ -181,8 +182,10 @@ class SendOnceClient:
             if not self._streams:
                 plain = await asyncio.to_thread(stream.plain)
                 return await self._client.post(path, body=plain, options=with_headers, **more)
-            length = {"Content-Type": "application/json", "Content-Length": str(stream.length)}
-            with_headers["headers"] = {**headers, **length}
+            about = {"Content-Type": "application/json", "Content-Length": str(stream.length)}
+            # Under another spelling a header would be there twice.
+            others = {k: v for k, v in headers.items() if k.title() not in about}
+            with_headers["headers"] = {**others, **about}
             return await self._client.post(path, content=stream, options=with_headers, **more)
 
         return await send(post, body, images, ledger)
@@ -213,9 +216,9 @@ class SendOnceClient:
         return None
 
     async def _ask_version(self) -> None:
-        if self._asked or not hasattr(self._client, "get"):
-            return
         root = str(self._client.base_url).rstrip("/").removesuffix("/v1")
+        if root in self._asked or not hasattr(self._client, "get"):
+            return
         try:
             reply = await self._client.get(f"{root}/version", cast_to=dict[str, Any])
         except Exception as error:
@@ -224,7 +227,7 @@ class SendOnceClient:
             reply = None  # a server that does not tell
         if isinstance(reply, Mapping) and isinstance(reply.get("version"), str):
             _check_version(reply["version"])
-        self._asked = True
+        self._asked.add(root)
 
 
 def _check_version(version: str) -> None:
