@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 from benches.qwen3_vl import make_renderer, message, screenshot
 from renderers.client import generate
 from wire_kit import Engine, NaiveCaches
@@ -132,10 +133,17 @@ def test_a_rollout_of_sources(renderer: Any, engine: Engine, monkeypatch: Any) -
     run(engine, ledger, work)
     assert engine.sent() == ["+", "-+", "--+", "---+", "----+", "+++++"]
     assert ledger.stats().bytes == sum(engine.caches.held().values())
+    today = Engine(NaiveCaches(1 << 30))
+    messages.clear()
+    run(today, None, work)
+    before_the_miss = slice(None, TURNS)
+    urls = [len(part["url"]) for part in today.bodies[TURNS - 1]["content_parts"]]
+    assert sum(urls) < sum(engine.sizes[before_the_miss]) < sum(urls) + 2000 * TURNS
+    assert sum(today.sizes[before_the_miss]) > 2 * sum(engine.sizes[before_the_miss])
 
 
 def test_what_renderers_encodes_itself_travels_once(renderer: Any, vllm: Any) -> None:
-    plain, ours, encoded = (Engine(vllm.RealCaches(1 << 30, 1)) for _ in range(3))
+    plain, ours, encoded, half = (Engine(vllm.RealCaches(1 << 30, 1)) for _ in range(4))
 
     async def rollout(client: Any) -> None:
         state = Rollout(renderer)
@@ -157,3 +165,12 @@ def test_what_renderers_encodes_itself_travels_once(renderer: Any, vllm: Any) ->
     assert ours.sent() == encoded.sent() == ["+", "-+", "--+", "---+"]
     assert tensors(ours) == tensors(encoded) == tensors(plain)
     assert sum(ours.sizes) < 0.45 * sum(plain.sizes)
+    run(half, mw.SendOnce(engine="lru"), rollout, wire="bfloat16")
+    assert half.sent() == ours.sent()
+    assert sum(half.sizes) < 0.23 * sum(plain.sizes)
+    rounded = tensors(half)
+    for name, content in tensors(plain).items():
+        floats = torch.frombuffer(bytearray(content), dtype=torch.float32)
+        bits = floats.to(torch.bfloat16).view(torch.int16)
+        assert rounded.pop(f"{name}-bf16") == bits.numpy().tobytes()
+    assert not rounded
