@@ -16,6 +16,7 @@ from transformers.image_utils import SizeDict
 
 from memweir._core import Digest
 from memweir.identity import hash_value
+from memweir.pixels import cards
 
 _LIBRARIES = ("transformers", "PIL", "numpy", "torch", "torchvision")
 # Bookkeeping of transformers, without influence on a result.
@@ -104,6 +105,7 @@ class Fingerprinter:
         digest = self._digests.get(frozen)
         if digest is None:
             digest = hash_value(["memweir processor", self._class, self._given, _nested(frozen)])
+            cards.remember(digest, cards.describe(self._class, *frozen))
             if len(self._digests) >= _REMEMBERED:
                 self._digests.clear()
             self._digests[frozen] = digest

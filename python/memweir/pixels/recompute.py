@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memweir.errors import PixelMismatch
 from memweir.identity import hash_bytes, hash_file
+from memweir.pixels.cards import disagreement
 from memweir.pixels.recipe import recall
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _check_making(ref: PixelRef, recipe: RefRecipe, got: Recipe) -> None:
         why = "fetch() gave another image than the one that was processed"
         raise _mismatch(ref, why, recipe.image, got.image)
     if got.fingerprint != recipe.fingerprint:
-        why = "the processor, its settings, or the version of a library beneath it differ"
+        why = "the processor is another: " + disagreement(recipe.fingerprint, got.fingerprint)
         raise _mismatch(ref, why, recipe.fingerprint, got.fingerprint)
 
 
