@@ -15,6 +15,7 @@ import numpy as np
 from transformers.image_utils import SizeDict
 
 from memweir._core import Digest
+from memweir.errors import UnsupportedType
 from memweir.identity import hash_value
 from memweir.pixels import cards
 
@@ -76,6 +77,23 @@ def libraries() -> tuple[tuple[str, str], ...]:
     """Name and version of the loaded libraries that shape pixels."""
     loaded = ((name, sys.modules.get(name)) for name in _LIBRARIES)
     return tuple((name, str(getattr(m, "__version__", ""))) for name, m in loaded if m is not None)
+
+
+def processor_card(processor: Any, **arguments: object) -> cards.ProcessorCard:
+    """The card of ``processor``, a ``CachedProcessor`` or what one wraps, called with arguments.
+
+    Raises ``UnsupportedType`` for settings that cannot be compared.
+    """
+    engine = vars(processor).get("_engine")
+    given = None if engine is None else engine.options["fingerprint"]
+    wrapped = processor if engine is None else engine.wrapped
+    try:
+        digest = Fingerprinter(wrapped, given).digest(arguments)
+    except Unfingerprintable as unknown:
+        raise UnsupportedType(f"the processor cannot be named: {unknown}") from None
+    card = cards.card_of(digest)
+    assert card is not None
+    return card
 
 
 class Fingerprinter:

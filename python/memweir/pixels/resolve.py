@@ -99,6 +99,16 @@ def restore_tensor(ref: PixelRef) -> Tensor:
     return _Restore((), True).tensor(ref)
 
 
+def restore_into(ref: PixelRef, out: np.ndarray[Any, Any] | Tensor, *resolvers: Resolver) -> None:
+    """Writes the array that ``ref`` names into ``out``, of its type and shape, verified first.
+
+    ``out`` is a writable array or CPU tensor of any strides: a row of a batch, shared memory.
+    Raises what :func:`materialize` raises; then nothing of ``out`` can be relied on.
+    """
+    _check(resolvers)
+    _Restore(resolvers, True).fill(ref, out)
+
+
 class _Restore:
     """One call's resolvers, and the views it has handed out, so that none is verified twice."""
 
@@ -113,7 +123,7 @@ class _Restore:
     def array(self, ref: PixelRef) -> np.ndarray[Any, Any]:
         if self._writable or ref.how != ALONE:
             out = blank_array(ref.descriptor, zeros=_padded(ref))
-            self._fill(ref, out)
+            self.fill(ref, out)
             return out
         view = self._views.get(ref)
         if view is None:
@@ -122,10 +132,11 @@ class _Restore:
 
     def tensor(self, ref: PixelRef) -> Tensor:
         out = blank_tensor(ref.descriptor, zeros=_padded(ref))
-        self._fill(ref, out)
+        self.fill(ref, out)
         return out
 
-    def _fill(self, ref: PixelRef, out: Any) -> None:
+    def fill(self, ref: PixelRef, out: Any) -> None:
+        """Fills ``out``, in which what belongs to no part is zero."""
         _, offsets = place(ref.how, [part.shape for part in ref.parts])
         for part, offset in zip(ref.parts, offsets, strict=True):
             self._find(part).copy_into(out[(*window(offset, part.shape), ...)])
@@ -142,7 +153,9 @@ class _Restore:
 
     def _places(self, ref: PixelRef) -> Iterator[Entry | Loose]:
         if ref.pinned is not None:
-            yield Entry(ref.descriptor, ref.pinned, CONTENT)
+            # An entry that came from another process has the names of its maker.
+            name = CONTENT if CONTENT in ref.pinned else ref.name
+            yield Entry(ref.descriptor, ref.pinned, name)
         if ref.recipe is not None:
             for pixels in held(ref.recipe.key):
                 yield Entry(ref.descriptor, pixels, ref.name)

@@ -48,6 +48,15 @@ class Trail:
             trail = trail._up
         return "".join(["data", *reversed(steps)])
 
+    def within(self, name: str) -> bool:
+        """Whether the way leads through a key or attribute called ``name``."""
+        trail: Trail | None = self
+        while trail is not None:
+            if trail.step == name and isinstance(trail.step, str):
+                return True
+            trail = trail._up
+        return False
+
     def _shown(self) -> str:
         step = self.step
         if self._attribute:
