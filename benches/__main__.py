@@ -8,6 +8,19 @@ import sys
 
 TIMES = ("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire")
 ALL = (*TIMES, "memory", "images", "churn", "rollouts")
+TIMES = (
+    "imports",
+    "identity",
+    "cache",
+    "compact",
+    "render",
+    "refs",
+    "sources",
+    "probes",
+    "wire",
+    "replies",
+)
+ALL = (*TIMES, "memory", "images", "churn")
 
 
 def main(names: list[str]) -> None:
