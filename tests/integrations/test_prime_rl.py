@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -419,6 +421,16 @@ def test_a_sample_that_lost_something_is_refused(data: st.DataObject) -> None:
         bad.mm_token_type_ids = [0, *[n for n in bad.mm_token_type_ids or [] if n][1:]]
     with pytest.raises((mw.MissingPixels, mw.PixelMismatch, ValueError)):
         rehydrate(bad)
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    heavy = ["torch", "transformers", "verifiers", "msgpack", "renderers", "PIL"]
+    code = (
+        "import sys, memweir.integrations.prime_rl, memweir.integrations.verifiers\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_what_cannot_be_encoded_is_refused(cache: mw.PixelCache) -> None:

@@ -406,6 +406,28 @@ def test_a_real_trace_goes_through_a_real_reply(
     assert_true(adopt_images(older, there).branches[0].multi_modal_data.mm_items["image"], range(3))
 
 
+def test_the_servers_response_is_packed_and_validated(
+    told: Any, vf: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the server makes it, and as its client reads it, with pixels in neither trace."""
+    import msgpack
+    from verifiers.v1.episode import Episode
+    from verifiers.v1.serve.encoding import msgpack_encoder
+    from verifiers.v1.serve.types import RunResponse
+
+    episode = Episode[vf.TaskData](task=told.task, traces=[told], ok=True)
+    exported = export_images(RunResponse.model_construct(episode=episode))
+    dumped = exported.model_dump(mode="python")
+    by_them = msgpack.packb(dumped, default=msgpack_encoder, use_bin_type=True)
+    by_us = pack_reply(RunResponse.model_construct(episode=episode))
+    assert abs(len(by_us) - len(by_them)) < 64
+    there = elsewhere(monkeypatch)
+    received = adopt_images(RunResponse.model_validate(msgpack.unpackb(by_them, raw=False)), there)
+    for got in (received, RunResponse.model_validate(unpack_reply(by_us, there))):
+        (branch,) = got.episode.traces[0].branches
+        assert_true(branch.multi_modal_data.mm_items["image"], range(3))
+
+
 def test_references_without_any_step_are_plain_arrays_on_the_wire(told: Any, graph: Any) -> None:
     image = told.nodes[0].multi_modal_data.mm_items["image"][0]
     wire = graph._encode_ndarray(image["pixel_values"])

@@ -176,7 +176,12 @@ def test_what_differs_is_said(cache: mw.PixelCache) -> None:
     by_pixels = mw.strip(processor(image(0), return_tensors="np"), cache).data["pixel_values"]
     cache.clear()
     cases: list[tuple[PixelRef, Any, Any, str]] = [
-        (ref, Qwen2VLImageProcessorPil(patch_size=28), lambda ref: URIS[0], "its settings"),
+        (
+            ref,
+            Qwen2VLImageProcessorPil(patch_size=28),
+            lambda ref: URIS[0],
+            "was 14 there and is 28",
+        ),
         (ref, Qwen2VLImageProcessorPil(), lambda ref: URIS[1], "another source"),
         (by_pixels, Qwen2VLImageProcessorPil(), lambda ref: image(1), "another image"),
     ]
