@@ -433,3 +433,14 @@ def test_hashing_and_copying_leave_the_gil_alone(cache: mw.PixelCache) -> None:
 def test_unknown_source_policies_are_refused(cache: mw.PixelCache, sources: Any) -> None:
     with pytest.raises(ValueError, match="sources is"):
         mw.strip([], cache, sources=sources)
+
+
+def test_an_array_whose_sample_misleads_is_stripped(cache: mw.PixelCache) -> None:
+    """It looks as if it had a compact form, and turns out to have none while it is written."""
+    import torch
+
+    tensor = torch.arange(32768).reshape(2, -1).to(torch.bfloat16)
+    stripped = mw.strip({"x": tensor}, cache, threshold=0)
+    assert isinstance(stripped.data["x"], mw.PixelRef)
+    assert stripped.data["x"].digest == mw.hash_array(tensor)
+    assert torch.equal(mw.materialize(stripped.data)["x"], tensor)

@@ -5,7 +5,7 @@ use super::state::Label;
 use super::{Cache, Key, Pin, State};
 use crate::arena::Piece;
 use crate::compact::Form;
-use crate::digest::LEN;
+use crate::digest::{Algorithm, Hasher, LEN};
 use crate::error::{Error, Result};
 use crate::lru::Id;
 use crate::pixels::{Spec, slices, slices_mut};
@@ -142,13 +142,18 @@ impl Writer {
         Ok(())
     }
 
-    /// The content hash of an array that was encoded.
+    /// The content hash of an array that was written, in whichever way.
     pub(super) fn content(&self, index: usize) -> Result<[u8; LEN]> {
-        let field = self.spec.fields().get(index);
-        let Some((field, form)) = field.and_then(|f| Some((f, f.form()?))) else {
-            return Err(Error::Layout("no array was encoded".into()));
+        let Some(field) = self.spec.fields().get(index) else {
+            return Err(Error::Layout("no array was written".into()));
         };
-        form.hash(&slices(self.pieces.iter().map(Piece::bytes), &field.range()))
+        let chunks = slices(self.pieces.iter().map(Piece::bytes), &field.range());
+        if let Some(form) = field.form() {
+            return form.hash(&chunks);
+        }
+        let mut hasher = Hasher::new(Algorithm::Blake3);
+        chunks.iter().for_each(|chunk| hasher.update(chunk));
+        Ok(hasher.finish())
     }
 
     /// Makes the entry findable. `false` when [`Cache::clear`] came after `generation`, or when what
