@@ -17,6 +17,7 @@ from renderers_kit import (
     QWEN,
     TOKENIZER,
     count_calls,
+    encoded,
     parts,
     picture,
     pixels_of,
@@ -201,6 +202,20 @@ class TestItems:
         want = mine.render(messages)
         monkeypatch.setattr("PIL.Image.open", None)
         same(mine.render(messages), want)
+
+    def test_a_source_that_is_still_referred_to_is_not_even_hashed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mine = qwen()
+        messages = parts(uri(1), encoded(picture(2)))
+        kept = mine.render(messages)
+        home = kept.multi_modal_data.mm_items["image"][0]["pixel_values"].home
+        monkeypatch.setattr(home.engine, "sources", None)
+        same(mine.render(messages), kept)
+        spelled = copy.deepcopy(messages)
+        spelled[0]["content"][0]["image_url"]["url"] = "".join([*uri(1)])
+        with pytest.raises(AttributeError):
+            mine.render(spelled)
 
     def test_images_rendered_again_are_not_the_next_to_go(self) -> None:
         mine = qwen(byte_budget="4 MiB")

@@ -72,10 +72,12 @@ def test_fails_as_upstream_does(what: str, backend: str) -> None:
 def test_a_bomb_is_refused_also_when_it_was_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = qwen()
     messages = parts(uri(1))
-    mine.render(messages)
+    kept = mine.render(messages)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 64 * 64 // 4)
     ours, theirs = failure(mine, messages), failure(upstream_of(mine), messages)
     assert type(ours) is type(theirs) is PIL.Image.DecompressionBombError
+    monkeypatch.undo()
+    same(mine.render(messages), kept)
 
 
 def test_a_processor_that_fails_says_so_and_is_asked_again() -> None:

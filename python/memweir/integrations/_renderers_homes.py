@@ -11,6 +11,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import PIL.Image
+import PIL.ImageFile
+
+from memweir._core import Digest
 from memweir._flight import Flights
 from memweir.integrations._renderers_items import ImageRef
 from memweir.pixels.cache import PixelCache
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from memweir._core import Descriptor, Digest
+    from memweir._core import Descriptor
     from memweir.pixels.refs import PixelRef
 
 __all__ = ["Compact", "Home", "Known", "home_of"]
@@ -62,6 +66,8 @@ class Home:
         self.arrays: weakref.WeakValueDictionary[tuple[Digest, str], Any] = (
             weakref.WeakValueDictionary()
         )
+        self._recent: weakref.WeakValueDictionary[int, ImageRef] = weakref.WeakValueDictionary()
+        self._switches: tuple[object, ...] = ()
         self._opens = opens
         self._asked: int | None = None
 
@@ -76,6 +82,28 @@ class Home:
         while self._asked is not None and self.cache.stats().budget != self._asked:
             self.cache.resize(self._asked)
 
+    def reference(self, descriptor: Descriptor, source: object) -> ImageRef:
+        """A reference to an image of this home that is made from ``source``."""
+        ref = ImageRef(descriptor, source, self)
+        if _immutable(source):
+            self._recent.setdefault(id(source), ref)
+        return ref
+
+    def recent(self, source: object) -> Digest | None:
+        """The key of a source that a living reference was made from: that needs no hash.
+
+        While the reference lives so does its source, and nothing else has its id.
+        """
+        switches = PIL.ImageFile.LOAD_TRUNCATED_IMAGES, PIL.Image.MAX_IMAGE_PIXELS
+        if switches != self._switches:  # by which an image may not be opened any more
+            self._switches = switches
+            self._recent.clear()
+        ref = self._recent.get(id(source))
+        if ref is None or ref.source is not source:
+            return None
+        key = ref.descriptor.key
+        return None if key is None else Digest(key)
+
     def restore(self, ref: PixelRef) -> Any:
         """The arrays of ``ref`` made again, ``None`` when its source is nowhere to be found."""
         source = ref.source if isinstance(ref, ImageRef) else find_source(ref)
@@ -88,6 +116,11 @@ class Home:
         elif not isinstance(source, bytes | None):
             source = self._opens(source)
         return Recompute(self.processor, lambda _: source)(ref)
+
+
+def _immutable(source: object) -> bool:
+    """Whether a source is its content, which a path or URL is not."""
+    return type(source) is bytes or (type(source) is str and source.startswith("data:"))
 
 
 _homes: Final[weakref.WeakValueDictionary[Digest, Home]] = weakref.WeakValueDictionary()

@@ -13,14 +13,13 @@ import PIL.Image
 
 from memweir.errors import Refused, UnsupportedType
 from memweir.integrations._renderers_homes import Compact, Home, Known, home_of
-from memweir.integrations._renderers_items import ImageRef
 from memweir.pixels.engine import Call, Engine, Lone, Through
 from memweir.pixels.provenance import known_in
 from memweir.pixels.records import Layout, record
 from memweir.pixels.source_refs import PREFIX, SourceRef
 
 if TYPE_CHECKING:
-    from memweir._core import Pixels
+    from memweir._core import Digest, Pixels
     from memweir.pixels.assemble import Part
 
 __all__ = ["Family", "Images", "Prompt", "Rendered"]
@@ -102,23 +101,26 @@ class Images:
 
         Raises what upstream raises for a part that it cannot read or process.
         """
-        lone = self._identify(home, call, part)
-        known: Known | None = self._known(home, lone)
-        if known is None:
-            known = home.flights.run(
-                lone.key,
-                lambda: self._make(home, lone),
-                check=lambda: self._known(home, lone),
-            )
-        elif lone.key in home.cache:
-            home.cache.get(lone.key)  # looked at again: not the next to go
-        name = known.upstream_hash if self._upstream_hash else lone.key.hex()
+        source = _kept(_source(part))
+        key = home.recent(source)
+        known = None if key is None else self._known(home, key)
+        if key is None or known is None:
+            lone = self._identify(home, call, source, part)
+            key = lone.key
+            known = self._known(home, key)
+            if known is None:
+                known = home.flights.run(
+                    key, lambda: self._make(home, lone), check=lambda: self._known(home, lone.key)
+                )
+        if key in home.cache:
+            home.cache.get(key)  # looked at again: not the next to go
+        name = known.upstream_hash if self._upstream_hash else key.hex()
         assert name is not None
-        values = {key: self._value(home, lone, known, key, part) for key in self._family.keys}
+        values = {each: self._value(home, key, known, each, source) for each in self._family.keys}
         return Rendered(values, known.tokens, name)
 
-    def _known(self, home: Home, lone: Lone) -> Known | None:
-        known: Known | None = home.known.get(lone.key)
+    def _known(self, home: Home, key: Digest) -> Known | None:
+        known: Known | None = home.known.get(key)
         lacks = known is not None and self._upstream_hash and known.upstream_hash is None
         return None if lacks else known
 
@@ -131,8 +133,7 @@ class Images:
             self._mine = processor, Engine(processor, nothing, self._code, None, 1)
         return self._mine[1]
 
-    def _identify(self, home: Home, call: Call, part: Mapping[str, Any]) -> Lone:
-        source = _kept(_source(part))
+    def _identify(self, home: Home, call: Call, source: Any, part: Mapping[str, Any]) -> Lone:
         if isinstance(source, SourceRef):
             return home.engine.lone(call, source.load())
         try:
@@ -168,16 +169,15 @@ class Images:
         torch = self._family.tensors == "pt"
         return record(key, layout, entry.digest, torch=torch, recipe=part.recipe)
 
-    def _value(self, home: Home, lone: Lone, known: Known, key: str, part: Any) -> Any:
-        if key in known.small:
-            return known.small[key].copy()
-        ref = ImageRef(known.big[key], _kept(_source(part)), home)
+    def _value(self, home: Home, key: Digest, known: Known, name: str, source: Any) -> Any:
+        if name in known.small:
+            return known.small[name].copy()
+        ref = home.reference(known.big[name], source)
         if self._refs:
             return ref
-        place = lone.key, key
-        array = home.arrays.get(place)  # one for all that hold it, as upstream has it
+        array = home.arrays.get((key, name))  # one for all that hold it, as upstream has it
         if array is None:
-            array = home.arrays[place] = ref.torch() if ref.tensor else np.array(ref)
+            array = home.arrays[key, name] = ref.torch() if ref.tensor else np.array(ref)
         return array
 
 
