@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
 import sys
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import renderers.qwen3_vl
 import torch
+from benches.qwen3_vl import make_renderer
 from renderers.base import create_renderer, is_multimodal
 from renderers.configs import CustomRendererConfig
 from renderers_kit import (
@@ -283,6 +286,23 @@ class TestHashes:
         assert len(set(hashes)) == 3
         want = renderers.qwen3_vl._image_hash(renderers.qwen3_vl._load_pil_image({"image": uri(1)}))
         assert hashes[2] == hashes[3] == want
+
+    def test_are_the_same_in_every_process(self) -> None:
+        program = (
+            "from renderers_kit import *\n"
+            "a = qwen(processor=make_renderer()._processor).render(parts(uri(1)))\n"
+            "print(*a.multi_modal_data.mm_hashes['image'])"
+        )
+        here = qwen(processor=make_renderer()._processor).render(parts(uri(1)))
+        path = os.pathsep.join(sys.path)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == here.multi_modal_data.mm_hashes["image"]
 
     def test_follow_a_processor_that_is_changed(self) -> None:
         mine = qwen()

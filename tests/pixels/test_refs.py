@@ -244,8 +244,16 @@ def test_is_never_empty(cache: mw.PixelCache) -> None:
         len(scalar)
     with pytest.raises(TypeError):
         list(refer(np.zeros(3), cache))  # type: ignore[call-overload]
-    with pytest.raises((RuntimeError, TypeError)):
-        torch.as_tensor(refer(np.zeros(3), cache))
+
+
+def test_speaks_dlpack(cache: mw.PixelCache, array: np.ndarray[Any, Any]) -> None:
+    for ref in (refer(array, cache), refer(torch.from_numpy(array.copy()), cache)):
+        for take in (torch.as_tensor, torch.from_dlpack, np.from_dlpack):
+            got = take(ref)
+            assert np.asarray(got).tobytes() == array.tobytes()
+            assert tuple(got.shape) == array.shape
+        torch.as_tensor(ref).zero_()
+        assert np.asarray(ref).tobytes() == array.tobytes(), "it was the caller's own"
 
 
 def test_is_immutable_and_copies_are_free(

@@ -235,7 +235,7 @@ def test_each_byte_is_looked_at_once(
 
 def test_what_is_known_stays_bounded() -> None:
     known = provenance._Generations(8)
-    value = provenance._Known("<f4", (1,), mw.hash_bytes(b""), 1)
+    value = provenance.Known("<f4", (1,), mw.hash_bytes(b""), 1)
     known.put((b"kept", NAME), value)
     for n in range(100):
         known.put((str(n).encode(), NAME), value)
