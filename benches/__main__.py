@@ -6,21 +6,11 @@ import importlib
 import os
 import sys
 
-TIMES = ("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire")
-ALL = (*TIMES, "memory", "images", "churn", "rollouts")
 TIMES = (
-    "imports",
-    "identity",
-    "cache",
-    "compact",
-    "render",
-    "refs",
-    "sources",
-    "probes",
-    "wire",
+    *("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire"),
     "replies",
 )
-ALL = (*TIMES, "memory", "images", "churn")
+ALL = (*TIMES, "memory", "images", "churn", "rollouts")
 
 
 def main(names: list[str]) -> None:
