@@ -29,12 +29,15 @@ class LongText(Protocol):
 class ReadyText:
     """A :class:`LongText` that is there already: no thread has to make it."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str | bytes) -> None:
         self._text = text
         self.length = len(text)
 
     def pieces(self) -> Iterator[bytes]:
-        """The text in pieces of at most 1 MiB."""
+        """The text in pieces of at most 1 MiB, and whole where it is no longer or bytes already."""
+        if isinstance(self._text, bytes):
+            yield self._text
+            return
         for start in range(0, len(self._text), 1 << 20):
             yield self._text[start : start + (1 << 20)].encode("ascii")
 
@@ -86,7 +89,13 @@ class JsonStream:
         try:
             for part in self._parts:
                 for piece in [part] if isinstance(part, bytes) else part.pieces():
-                    small = small + piece if small else piece
+                    if len(piece) >= _ENOUGH:  # copied nowhere
+                        if small:
+                            yield small
+                            small = b""
+                        yield piece
+                        continue
+                    small += piece
                     if len(small) >= _ENOUGH:
                         yield small
                         small = b""

@@ -195,8 +195,10 @@ def _quotable(text: str) -> str | LongText:
     """A long text that JSON has no escapes for as one that nobody needs to look through again."""
     if len(text) < _LONG or not text.isascii() or '"' in text or "\\" in text:
         return text
-    control = np.frombuffer(text.encode("ascii"), np.uint8).min() < ord(" ")
-    return text if control else ReadyText(text)
+    data = text.encode("ascii")
+    control = np.frombuffer(data, np.uint8).min() < ord(" ")
+    # Of what is longer no second copy is held while the request is on its way.
+    return text if control else ReadyText(data if len(data) <= _LIGHT else text)
 
 
 _Row = tuple[str, dict[str, int], Any]
