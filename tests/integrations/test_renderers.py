@@ -331,6 +331,13 @@ class TestCache:
         b.render(parts(uri(1)))
         assert len(calls) <= 1
 
+    def test_is_shared_with_copies_of_a_renderer(self) -> None:
+        mine = qwen()
+        want = mine.render(parts(uri(1)))
+        for twin in (copy.copy(mine), copy.deepcopy(mine)):
+            assert twin.pixel_cache is mine.pixel_cache
+            same(twin.render(parts(uri(1))), want)
+
     def test_has_the_largest_budget_that_is_asked_for(self) -> None:
         for budgets in (["64 MiB", None, "2 MiB"], ["2 MiB", "64 MiB"], [None, "64 MiB"]):
             processor = qwen_processor()

@@ -85,8 +85,9 @@ class Images:
                 "code is not part of transformers give the renderer fingerprint=, a name that "
                 "changes when the code does; otherwise use upstream's own renderer"
             ) from None
-        if self._home is None or self._home.fingerprint != call.fingerprint:
-            self._home = home_of(
+        home = self._home
+        if home is None or home.fingerprint != call.fingerprint:
+            home = self._home = home_of(
                 call.fingerprint,
                 processor,
                 partial(_open, self._family.load),
@@ -94,7 +95,7 @@ class Images:
                 compact=self._compact,
                 code=self._code,
             )
-        return Prompt(self, self._home, call)
+        return Prompt(self, home, call)
 
     def render(self, home: Home, call: Call, part: Mapping[str, Any]) -> Rendered:
         """The image of a message part; decoded and processed only if it was not before.
@@ -126,12 +127,17 @@ class Images:
 
     def _engine(self, processor: Any) -> Engine:
         """For fingerprints alone: each renderer has a processor object of its own."""
-        if self._mine is None or self._mine[0] is not processor:
+        mine = self._mine
+        if mine is None or mine[0] is not processor:
             from memweir.pixels.cache import PixelCache
 
             nothing = PixelCache(0, name="fingerprint")
-            self._mine = processor, Engine(processor, nothing, self._code, None, 1)
-        return self._mine[1]
+            mine = self._mine = processor, Engine(processor, nothing, self._code, None, 1)
+        return mine[1]
+
+    def __deepcopy__(self, memo: object) -> Images:
+        """Itself: what it keeps of a processor is told by the processor."""
+        return self
 
     def _identify(self, home: Home, call: Call, source: Any, part: Mapping[str, Any]) -> Lone:
         if isinstance(source, SourceRef):

@@ -28,6 +28,9 @@ class Now(threading.local):
     images: Prompt | None = None
     lengths: list[int] | None = None
 
+    def __deepcopy__(self, memo: object) -> Now:
+        return Now()
+
     @contextmanager
     def prompt(self) -> Iterator[list[int]]:
         """While a prompt is rendered: the lengths of its images, as they come."""
