@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import renderers.configs
-from benches.qwen3_vl import QWEN3_VL, make_renderer, screenshot
+from benches.qwen3_vl import make_renderer, screenshot
 from transformers import Qwen2VLImageProcessor
 from transformers.models.gemma4.image_processing_gemma4 import Gemma4ImageProcessor
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import memweir.integrations.renderers as ours
+from memweir.cli.demo.offline import QWEN3_VL
 
 QWEN = {
     "Qwen3VLRenderer": "qwen3_vl",

@@ -195,8 +195,9 @@ def guard_items(mm_items: T) -> T:
     items = _samples.items_of(mm_items)
     for images in (items or {}).values():
         for item in images:
-            if any(isinstance(value, PixelRef) for value in item.values()):
-                for name, value in item.items():
+            values = {name: item[name] for name in item}
+            if any(isinstance(value, PixelRef) for value in values.values()):
+                for name, value in values.items():
                     if type(value) is np.ndarray and value.size:
                         item[name] = Guarded.of(value)  # type: ignore[index]
     return mm_items
@@ -251,8 +252,8 @@ def _by_name(items: Items) -> dict[str, list[Any]]:
     named: dict[str, list[Any]] = {}
     for images in items.values():
         for item in images:
-            for name, value in item.items():
-                named.setdefault(name, []).append(value)
+            for name in item:  # by name: walked by items() some kinds of items are restored
+                named.setdefault(name, []).append(item[name])
     return named
 
 

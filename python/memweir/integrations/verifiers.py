@@ -250,9 +250,7 @@ def _items(items: Any, cache: PixelCache) -> dict[str, list[dict[str, Any]]]:
     if found is None:
         raise ValueError("malformed reply: mm_items that are no lists of images")
     return {
-        modality: [
-            {name: _value(name, part, cache) for name, part in item.items()} for item in each
-        ]
+        modality: [{name: _value(name, item[name], cache) for name in item} for item in each]
         for modality, each in found.items()
     }
 
