@@ -19,7 +19,8 @@ from memweir.errors import UnsupportedType
 from memweir.identity import hash_value
 from memweir.pixels import cards
 
-_LIBRARIES = ("transformers", "PIL", "numpy", "torch", "torchvision")
+_LIBRARIES = ("transformers", "PIL", "numpy")
+_TENSOR_LIBRARIES = ("torch", "torchvision")
 # Bookkeeping of transformers, without influence on a result.
 _SERVICE = frozenset(
     {
@@ -73,10 +74,21 @@ def freeze(value: object, where: str) -> Hashable:
     raise Unfingerprintable(f"{where} is a {kind.__module__}.{kind.__qualname__}")
 
 
-def libraries() -> tuple[tuple[str, str], ...]:
-    """Name and version of the loaded libraries that shape pixels."""
-    loaded = ((name, sys.modules.get(name)) for name in _LIBRARIES)
+def libraries(*names: str) -> tuple[tuple[str, str], ...]:
+    """Name and version of those libraries that are loaded."""
+    loaded = ((name, sys.modules.get(name)) for name in names)
     return tuple((name, str(getattr(m, "__version__", ""))) for name, m in loaded if m is not None)
+
+
+def without_torch(kind: type) -> bool:
+    """Whether a class of transformers makes pixels with Pillow and numpy alone.
+
+    Rollouts that have no torch and trainers that do then agree on what such a processor is.
+    """
+    modules = [
+        c.__module__ for c in kind.__mro__ if c.__module__.startswith("transformers.models.")
+    ]
+    return bool(modules) and not any(hasattr(sys.modules[name], "torch") for name in modules)
 
 
 def processor_card(processor: Any, **arguments: object) -> cards.ProcessorCard:
@@ -103,27 +115,31 @@ class Fingerprinter:
     transformers: with it, attributes that cannot be compared are left out instead of refused.
     """
 
-    __slots__ = ("_class", "_digests", "_given", "_processor")
+    __slots__ = ("_class", "_digests", "_given", "_plain", "_processor")
 
     def __init__(self, processor: object, given: bytes | str | Digest | None) -> None:
         kind = type(processor)
         backend = getattr(processor, "backend", None)
         self._processor = processor
-        self._class = (kind.__module__, kind.__qualname__, str(backend), *libraries())
+        self._class = (kind.__module__, kind.__qualname__, str(backend), *libraries(*_LIBRARIES))
+        ours = kind.__module__.startswith("transformers.")
+        self._plain = ours and given is None and backend == "pil" and without_torch(kind)
         self._given = bytes(given) if isinstance(given, Digest) else given
         self._digests: dict[Hashable, Digest] = {}
 
     def digest(self, kwargs: Mapping[str, object]) -> Digest:
         """The fingerprint of a call with ``kwargs``. Raises ``Unfingerprintable``."""
+        plain = self._plain and kwargs.get("return_tensors") in (None, "np")
         frozen = (
             self._attributes(),
             tuple([(name, freeze(kwargs[name], f"argument {name}")) for name in sorted(kwargs)]),
-            _default_dtype(),
+            "" if plain else _default_dtype(),
         )
         digest = self._digests.get(frozen)
         if digest is None:
-            digest = hash_value(["memweir processor", self._class, self._given, _nested(frozen)])
-            cards.remember(digest, cards.describe(self._class, *frozen))
+            kind = self._class if plain else (*self._class, *libraries(*_TENSOR_LIBRARIES))
+            digest = hash_value(["memweir processor", kind, self._given, _nested(frozen)])
+            cards.remember(digest, cards.describe(kind, *frozen))
             if len(self._digests) >= _REMEMBERED:
                 self._digests.clear()
             self._digests[frozen] = digest
