@@ -171,26 +171,26 @@ class SendOnce:
             if self._engine != "safe" and plan.resets == state.resets:
                 state.accepted(plan, self._budget)
 
-    def miss(self, lost: Plan | Iterable[str] | None = None) -> None:
+    def miss(self, hashes: Plan | Iterable[str] | None = None) -> None:
         """Drops claims, because the engine did not know an image.
 
-        ``lost`` are the hashes that it named; ``None`` stands for all, as after a restart. A plan
+        ``hashes`` are those that it named; ``None`` stands for all, as after a restart. A plan
         says that one of its references failed and the engine did not say which: they go, and what
         was used less recently than any of them, since an LRU loses that first. When this happens
         again before any older claim has proved right, the engine has lost everything, and so
         does the ledger.
         """
-        if isinstance(lost, str):
-            raise TypeError(f"hashes come as a list, not as a str: {lost!r}")
+        if isinstance(hashes, str):
+            raise TypeError(f"hashes come as a list, not as a str: {hashes!r}")
         state = self._state()
         with state.lock:
             state.missed += 1
-            if lost is None:
+            if hashes is None:
                 state.clear()
-            elif isinstance(lost, Plan):
-                state.doubt(lost)
+            elif isinstance(hashes, Plan):
+                state.doubt(hashes)
             else:
-                for name in lost:
+                for name in hashes:
                     state.drop(name)
 
     def reset(self) -> None:
