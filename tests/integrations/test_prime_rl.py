@@ -443,3 +443,11 @@ def test_what_cannot_be_encoded_is_refused(cache: mw.PixelCache) -> None:
     assert encode_images({}, Encoded) is None
     tensors = {"image": [{k: torch.from_numpy(v) for k, v in truth(0).items()}]}
     assert encode_images(tensors, Encoded) == upstream_encode({"image": [truth(0)]})
+
+
+def test_videos_are_not_taken_for_images() -> None:
+    array, grid = truth(0)["pixel_values"], truth(0)["image_grid_thw"]
+    video = {"pixel_values_videos": array, "video_grid_thw": grid}
+    check_sample(Sample(mm_kwargs=video, mm_token_type_ids=[0, *[2] * 6, 0]))
+    with pytest.raises(mw.MissingPixels):
+        check_sample(Sample(mm_kwargs=video, mm_token_type_ids=[0, *[1] * 6, 0]))

@@ -251,3 +251,49 @@ def test_samples_that_are_no_mappings_or_images_are_refused(cache: mw.PixelCache
 
 class SimpleRows:
     shape = (4, 4)
+
+
+def test_an_image_that_is_an_array_in_one_sample_is_joined_too(cache: mw.PixelCache) -> None:
+    """Small ones stay arrays where they are stripped, whatever their name."""
+    arrays = [np.full((1, 8192), n, np.float32) for n in range(3)]
+    ref = mw.strip({"view": arrays[0]}, cache).data["view"]
+    batch = Collate(check=False)
+    for rows in (
+        [{"label": 0, "view": ref}, {"label": 1, "view": arrays[1]}, {"view": [arrays[2]]}],
+        [{"view": arrays[1]}, {"view": ref}],
+    ):
+        order = [row["view"][0] if isinstance(row["view"], list) else row["view"] for row in rows]
+        whole = np.concatenate([np.asarray(each) for each in order])
+        assert np.array_equal(batch([{"view": row["view"]} for row in rows])["view"], whole)
+    with pytest.raises(mw.UnsupportedType, match="other things"):
+        batch([{"view": ref}, {"view": 3}])
+
+
+def test_a_grid_that_lost_its_pixels_is_refused(cache: mw.PixelCache) -> None:
+    one, two = ({"label": n, **item(cache, n)} for n in range(2))
+    del two["pixel_values"]
+    for rows in ([one, two], [two, one], [two]):
+        with pytest.raises(mw.MissingPixels, match="image_grid_thw and no pixels"):
+            Collate()(rows)
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_samples_without_images_are_collated_with_others(
+    cache: mw.PixelCache, nothing: Any
+) -> None:
+    bare = {"label": 7, "pixel_values": nothing, "image_grid_thw": nothing}
+    one = {"label": 1, **item(cache, 1)}
+    assert list(Collate()([bare, bare])) == ["label"]
+    for rows in ([bare, one], [one, bare]):
+        got = Collate()(rows)
+        assert torch.equal(got["pixel_values"], expected([1]))
+        assert sorted(got["label"].tolist()) == [1, 7]
+
+
+def test_videos_are_not_taken_for_images() -> None:
+    frames = {"pixel_values_videos": truth(0)["pixel_values"]}
+    frames["video_grid_thw"] = truth(0)["image_grid_thw"]
+    sample = {**frames, "mm_token_type_ids": [0, *[2] * 6, 0]}
+    assert Collate()([sample])["pixel_values_videos"].shape == (24, 1536)
+    with pytest.raises(mw.MissingPixels):
+        Collate()([{**sample, "mm_token_type_ids": [0, *[1] * 6, 0]}])

@@ -154,7 +154,10 @@ def check_sample(sample: Any, *, merge_size: int | None = None) -> None:
     if kwargs:
         _samples.check_arrays({name: _Shaped(value) for name, value in kwargs.items()}, "a sample")
         grid = kwargs.get("image_grid_thw")
-        counts = 1 if grid is None else _samples.patches(np.asarray(_Shaped(grid)))
+        if grid is None:
+            counts = int(kwargs.get(_samples.PIXELS[0]) is not None)
+        else:
+            counts = _samples.patches(np.asarray(_Shaped(grid)))
     elif refs is not None:
         counts = len(refs.images)
         _check_places(refs.images, types)

@@ -164,17 +164,16 @@ class Collate:
         outer: dict[str, list[Any]] = {}
         inner: dict[str, list[Any]] = {}
         others = []
+        images = _image_names(samples)
         for number, sample in enumerate(samples):
-            if not isinstance(sample, Mapping):
-                raise TypeError(f"a sample is a mapping, not {type(sample).__name__}")
             rest = {}
             mine: list[dict[str, list[Any]]] = [{}]
             for name, value in sample.items():
                 nested = name in ("mm_items", "mm_kwargs", "multi_modal_data")
-                found = _nested(name, value) if nested else _flat(sample, name, value)
-                if found is None:
+                if not nested and name not in images:
                     rest[name] = value
                     continue
+                found = _nested(name, value) if nested else _flat(name, value)
                 for grid in _samples.GRIDS.keys() & found:  # small, and looked into below
                     found[grid] = [self._seen(part) for part in found[grid]]
                 if nested:
@@ -193,7 +192,7 @@ class Collate:
                 raise TypeError(f"rest= gives a mapping, not {type(collated).__name__}")
             _refuse_arrays(collated, "a batch")
             batch.update(collated)
-        batch |= {key: self._joined(key, parts) for key, parts in outer.items()}
+        batch |= {key: self._joined(key, parts) for key, parts in outer.items() if parts}
         if inner:
             batch["mm_kwargs"] = {key: self._joined(key, parts) for key, parts in inner.items()}
         return batch
@@ -227,12 +226,10 @@ class Collate:
         counts: list[int] = []
         images = 0
         for arrays in found:
-            pixels = [n for n in _samples.PIXELS if arrays.get(n)]
-            if not pixels and arrays:
-                names = ", ".join(arrays)
-                raise MissingPixels(f"{where} has {names} and no pixels")
-            for name in pixels:
-                images += len(arrays[name])
+            names = [name for name, parts in arrays.items() if parts]
+            if names and not any(name in _samples.PIXELS for name in names):
+                raise MissingPixels(f"{where} has {', '.join(names)} and no pixels")
+            images += len(arrays.get(_samples.PIXELS[0], ()))
             for grid, name in _samples.GRIDS.items():
                 if not arrays.get(grid):
                     continue
@@ -256,21 +253,33 @@ def _given(restore: Resolver | None) -> tuple[Resolver, ...]:
     return () if restore is None else (restore,)
 
 
-def _flat(sample: Mapping[str, Any], name: str, value: Any) -> dict[str, list[Any]] | None:
-    """A reference or a list of them by name, and the grid of one."""
-    if isinstance(value, PixelRef):
-        return {name: [value]}
-    if isinstance(value, list | tuple) and value and any(isinstance(v, PixelRef) for v in value):
-        if not all(isinstance(v, PixelRef) or _is_array(v) for v in value):
-            raise UnsupportedType(f"{name} holds references and other things")
-        return {name: list(value)}
-    pixels = name in _samples.PIXELS or sample.get(_samples.GRIDS.get(name, "")) is not None
-    if pixels and value is not None:
-        return {name: list(value) if isinstance(value, list | tuple) else [value]}
-    return None
+def _image_names(samples: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of images: those of pixels and grids, and what is a reference in any of the samples.
+
+    One that was small enough to be left an array in another sample is an image there, too.
+    """
+    names = {*_samples.PIXELS, *_samples.GRIDS}
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            raise TypeError(f"a sample is a mapping, not {type(sample).__name__}")
+        for name, value in sample.items():
+            each = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(v, PixelRef) for v in each):
+                names.add(name)
+    return names
 
 
-def _nested(name: str, value: Any) -> dict[str, list[Any]] | None:
+def _flat(name: str, value: Any) -> dict[str, list[Any]]:
+    """An image by name, or a list of them; none where a sample has none."""
+    parts = list(value) if isinstance(value, list | tuple) else [value]
+    if value is None:
+        parts = []
+    if not all(isinstance(part, PixelRef) or _is_array(part) for part in parts):
+        raise UnsupportedType(f"{name} holds references and other things, or no arrays")
+    return {name: parts}
+
+
+def _nested(name: str, value: Any) -> dict[str, list[Any]]:
     """Arrays by name, out of the images of all modalities, or out of a mapping of arrays."""
     if value is None:
         return {}
