@@ -527,3 +527,61 @@ def test_mm_items_and_branches_are_rehydrated_as_they_are(
     assert_true(got["image"], range(2))
     with pytest.raises(mw.PixelMismatch, match="another source"):
         rehydrate(items, processor(), fetch=lambda ref: uri(5))
+
+
+def test_a_lie_about_an_image_does_not_stand_in_for_it(
+    cache: mw.PixelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = _frames.write(item(cache, 0)["pixel_values"], cache)
+    other = _frames.write(item(cache, 3)["pixel_values"], cache)
+    assert frame is not None
+    assert other is not None
+    (name, record), (_, lie) = (_frames._split(f.view(np.uint8).data)[2][0] for f in (frame, other))
+    head = frame.tobytes()[: -len(name) - len(record) - 12]
+    wrong = head + struct.pack("<IQ", len(name), len(lie)) + bytes(name) + bytes(lie)
+    there = elsewhere(monkeypatch)
+    liar = adopt_images({"image": [{"pixel_values": np.frombuffer(wrong, "V1")}]}, there)
+    honest = adopt_images({"image": [{"pixel_values": frame}]}, there)
+    again = adopt_images({"image": [{"pixel_values": frame.copy()}]}, there)
+    for each in (honest, again):
+        assert np.array_equal(
+            np.asarray(each["image"][0]["pixel_values"]), truth(0)["pixel_values"]
+        )
+    with pytest.raises(mw.PixelMismatch):
+        np.asarray(liar["image"][0]["pixel_values"])
+    assert len(there) == 2
+
+
+def test_keys_that_are_no_keys_are_malformed(cache: mw.PixelCache) -> None:
+    for message in (b"\x81\x90\x01", b"\x81\x80\x01", b"\x81\x81\x01\x01\x01"):
+        with pytest.raises(ValueError, match="malformed"):
+            unpack_reply(message, cache)
+    with pytest.raises(TypeError):
+        unpack_reply("text", cache)  # type: ignore[arg-type]
+
+
+def plain(seeds: list[int], images: list[dict[str, Any]] | None, ids: list[int]) -> dict[str, Any]:
+    """A node as plain data, as replies have it."""
+    parts = [{"type": "image_url", "image_url": {"url": uri(seed)}} for seed in seeds]
+    data = None if images is None else {"mm_items": {"image": images}, "mm_hashes": {}}
+    message = {"role": "tool", "content": parts}
+    return {"message": message, "token_ids": ids, "multi_modal_data": data}
+
+
+def test_plain_data_is_checked_like_objects(cache: mw.PixelCache) -> None:
+    images = [item(cache, seed) for seed in (0, 1)]
+    kinds = {"mm_token_type_id_map": {PAD: 1}}
+    good = {"nodes": [plain([0, 1], images, tokens(*images))], **kinds}
+    relayed = {"nodes": [plain([0, 1], None, [])]}
+    lost = {"nodes": [plain([0, 1], images[:1], tokens(*images))], **kinds}
+    torn = {"nodes": [plain([0, 1], images, tokens(*images)[:-4])], **kinds}
+    untold = {"nodes": [plain([0, 1], images[:1], [])]}
+    check_trace([good, relayed])
+    check_trace(None)
+    rehydrate({"episode": {"traces": [good]}, "ok": True}, merge_size=2)
+    for bad in (lost, torn, untold, untold["nodes"][0]):
+        for each in (bad, [good, bad], {"traces": [bad]}, {"episode": {"traces": [good, bad]}}):
+            with pytest.raises((mw.MissingPixels, mw.PixelMismatch), match="node 0"):
+                check_trace(each)
+    with pytest.raises(mw.UnsupportedType, match="no trace"):
+        check_trace(object())

@@ -101,7 +101,8 @@ def adopt(frame: np.ndarray[Any, Any], cache: PixelCache) -> PixelRef:
     parts = []
     for name, record in pieces:
         descriptor = Descriptor.decode(bytes(name))
-        key = hash_bytes(b"memweir frame\x01" + descriptor.digest)
+        # Of both: another's record that lies about this image must not stand in for it.
+        key = hash_bytes(b"memweir frame\x01" + descriptor.digest + bytes(hash_bytes(record)))
         if key not in cache and not cache.put_exported(key, record):
             raise BudgetExceeded(
                 f"an image of {format_size(len(record))} does not fit into cache {cache.name!r}"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from memweir.errors import BudgetExceeded, MissingPixels
+from memweir.errors import BudgetExceeded, MissingPixels, UnsupportedType
 from memweir.integrations import _frames, _samples
 from memweir.integrations._guard import opened
 from memweir.pixels.cache import PixelCache
@@ -46,7 +46,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+_ABSENT: Final = object()
 _ITEMS: Final = "mm_items"
+_KINDS: Final = "mm_token_type_id_map"
 _LARGE: Final = 16 << 10
 _SCRATCH: Final = "512 MiB"
 _TAGS: Final = ("__nd__", "__torch_tensor__")
@@ -111,13 +113,14 @@ def pack_reply(response: Any, *, compat: bool = False) -> bytes:
 def unpack_reply(message: Buffer, cache: PixelCache) -> Any:
     """What a peer packed, with or without memweir, as plain data for ``model_validate``.
 
-    Images are moved into ``cache`` one by one as they are met and references stand for them, in
-    renderers' ``MultiModalData``. Nothing keeps ``message``, and no more than one image of it is
-    held beside the cache.
+    Images are moved into ``cache`` as they are met and references stand for them, in renderers'
+    ``MultiModalData``. Nothing keeps ``message``. Beside the cache no more than one image of it is
+    held, or the images of one node where a peer sent plain arrays.
 
     Raises ``ValueError`` for what is no reply, and what :func:`adopt_images` raises.
     """
     msgpack = import_module("msgpack")
+    message = memoryview(message)
     try:
         return msgpack.unpackb(
             message,
@@ -125,7 +128,7 @@ def unpack_reply(message: Buffer, cache: PixelCache) -> Any:
             strict_map_key=False,
             object_hook=lambda value: _met(value, cache),
         )
-    except (msgpack.UnpackException, RecursionError, ValueError) as error:
+    except (msgpack.UnpackException, RecursionError, TypeError, ValueError) as error:
         if str(error).startswith("malformed"):
             raise
         raise ValueError(f"malformed reply: {type(error).__name__}") from error
@@ -161,37 +164,57 @@ def check_trace(trace: Any, *, merge_size: int | None = None) -> None:
 
     Node by node: as many processed images as image parts, where nodes carry images; pixels with as
     many rows as their grid has patches; and placeholder tokens for just these. Without
-    ``merge_size``, the square root of patches to a token, any that fits is right. Nodes without
-    tokens, as relayed ones, are compared with their messages alone.
+    ``merge_size``, the square root of patches to a token, any that fits is right. Nodes with
+    neither tokens nor processed images, as relayed ones, have nothing to be compared.
 
-    ``MissingPixels`` and ``PixelMismatch`` name the node.
+    ``trace`` may be a reply, an episode, a list of traces, a branch, a node or ``mm_items``, as
+    objects or as plain data. ``MissingPixels`` and ``PixelMismatch`` name the node.
     """
-    items = _samples.items_of(trace)
-    if items is not None:
+    if trace is None:
+        return  # no images
+    episode = _get(trace, "episode")
+    several = trace if isinstance(trace, list | tuple) else _get(episode or trace, "traces")
+    if several is not None:
+        for each in several:
+            check_trace(each, merge_size=merge_size)
+        return
+    nodes = _get(trace, "nodes")
+    if nodes is None and _get(trace, "message") is not None:
+        nodes = [trace]
+    if nodes is None:
+        items = _samples.items_of(trace)
+        if items is None:
+            raise UnsupportedType(f"{type(trace).__name__} is no trace, node or mm_items")
         _samples.check_items(items)
         return
-    nodes = getattr(trace, "nodes", None)
-    kinds = getattr(trace, "mm_token_type_id_map", None) or {}
-    for number, node in enumerate([trace] if nodes is None else nodes):
+    kinds = {int(token): kind for token, kind in (_get(trace, _KINDS) or {}).items()}
+    for number, node in enumerate(nodes):
         _check_node(node, kinds, f"node {number}", merge_size)
 
 
+def _get(data: Any, name: str, default: Any = None) -> Any:
+    if isinstance(data, Mapping):
+        return data.get(name, default)
+    return getattr(data, name, default)
+
+
 def _check_node(node: Any, kinds: Mapping[int, int], where: str, merge_size: int | None) -> None:
-    parts = _image_parts(getattr(node, "message", None))
-    tokens = getattr(node, "token_ids", None) or []
+    parts = _image_parts(_get(node, "message"))
+    tokens = _get(node, "token_ids") or []
     types = [kinds.get(token, 0) for token in tokens]
-    if not hasattr(node, "multi_modal_data"):
+    data = _get(node, "multi_modal_data", _ABSENT)
+    if data is _ABSENT:
         if kinds and tokens:
             _samples.check_tokens(types, parts, where=where)
         return
-    items = _samples.items_of(node.multi_modal_data) or {}
+    items = _samples.items_of(data) or {}
     images = items.get("image", ())
-    if tokens and len(images) != parts:
+    if (tokens or images) and len(images) != parts:
         raise MissingPixels(
             f"{where} has {parts} images in its message and {len(images)} processed"
         )
     _samples.check_items(items, where)
-    for modality, hashes in (getattr(node.multi_modal_data, "mm_hashes", None) or {}).items():
+    for modality, hashes in (_get(data, "mm_hashes") or {}).items():
         if len(hashes) != len(items.get(modality, ())):
             raise MissingPixels(
                 f"{where} has {len(hashes)} hashes and {len(items.get(modality, ()))} images"
