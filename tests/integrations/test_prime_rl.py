@@ -451,3 +451,49 @@ def test_videos_are_not_taken_for_images() -> None:
     check_sample(Sample(mm_kwargs=video, mm_token_type_ids=[0, *[2] * 6, 0]))
     with pytest.raises(mw.MissingPixels):
         check_sample(Sample(mm_kwargs=video, mm_token_type_ids=[0, *[1] * 6, 0]))
+
+
+def test_a_guard_stays_with_what_is_copied(cache: mw.PixelCache) -> None:
+    guarded = guard_items({"image": [item(cache, 0)]})
+    once = copy.deepcopy(guarded)
+    one_by_one = {"image": [{k: copy.copy(v) for k, v in guarded["image"][0].items()}]}
+    for each in (once, one_by_one, guard_items(guarded), guard_items(once)):
+        grid = each["image"][0]["image_grid_thw"]
+        assert grid.tolist() == truth(0)["image_grid_thw"].tolist()
+        with pytest.raises(ValueError, match="negative"):
+            upstream_flatten(each)
+    grid = once["image"][0]["image_grid_thw"]
+    grid[0, 0] = 7
+    assert guarded["image"][0]["image_grid_thw"][0, 0] == 1
+
+
+def test_a_guarded_model_is_pickled_with_its_guard() -> None:
+    model = Model()
+    guard = guard_model(model, np.int64(9))
+    travelled = pickle.loads(pickle.dumps(model))
+    for each in (model, travelled, copy.deepcopy(model)):
+        assert each(torch.tensor([1])) == 0
+        with pytest.raises(mw.MissingPixels):
+            each(torch.tensor([9]))
+    guard.remove()
+    assert model(torch.tensor([9])) == 0
+
+
+def test_the_expected_processor_is_asked_of_every_sample(cache: mw.PixelCache) -> None:
+    expect = processor_card(processor(patch_size=14), return_tensors="pt")
+    arrays = Sample(mm_kwargs=upstream_encode({"image": [truth(0)]}))
+    for each in (sample(cache, [0]), arrays, {"mm_items": {"image": [item(cache, 0)]}}):
+        with pytest.raises(mw.PixelMismatch, match="patch_size was 14 there and is 16 here"):
+            model_kwargs(each, processor(), expect=expect)
+        good = processor_card(processor(), return_tensors="pt")
+        assert_tensors(model_kwargs(each, processor(), expect=good), [0])
+
+
+def test_grids_are_written_as_they_are(cache: mw.PixelCache) -> None:
+    images = [mw.strip(truth(seed), cache, threshold=0).data for seed in range(2)]
+    assert isinstance(images[0]["image_grid_thw"], mw.PixelRef)
+    sealed = Sample(mm_kwargs=encode_images({"image": images}, Encoded))
+    plain = upstream_encode({"image": [truth(seed) for seed in range(2)]})
+    assert sealed.mm_kwargs is not None
+    assert sealed.mm_kwargs["pixel_values"].dtype == "memweir:float32"
+    assert rehydrate(sealed).mm_kwargs == plain

@@ -16,7 +16,10 @@ __all__ = ["Guarded", "opened"]
 
 
 class Guarded(np.ndarray[Any, Any]):
-    """A view of an array with its last axis laid out backwards. Copies are ordinary arrays."""
+    """A view of an array with its last axis laid out backwards.
+
+    What ``copy()`` and arithmetic give are ordinary arrays; with its items it is copied guarded.
+    """
 
     @classmethod
     def of(cls, array: np.ndarray[Any, Any]) -> Self | np.ndarray[Any, Any]:
@@ -27,6 +30,12 @@ class Guarded(np.ndarray[Any, Any]):
 
     def copy(self, order: Any = "C") -> Any:
         return np.array(self, order=order)
+
+    def __copy__(self) -> Any:
+        return Guarded.of(np.array(self, order="C"))
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self.__copy__()
 
     def __reduce__(self) -> Any:
         return Guarded.of, (np.array(self, order="C"),)

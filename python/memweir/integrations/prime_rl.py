@@ -18,6 +18,7 @@ the processor against the card of the one that sampled.
 from __future__ import annotations
 
 import copy
+import operator
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -118,16 +119,18 @@ def model_kwargs(
 
     ``sample`` has ``mm_kwargs``, ``mm_refs`` or ``mm_items``, or is a mapping with one of them.
     Pixels are found as in :func:`rehydrate`. URLs of ``mm_refs`` are processed by ``processor``, a
-    ``CachedProcessor`` or what one wraps, with ``return_tensors="pt"``; ``expect`` is the
-    ``processor_card`` of the one that sampled, and ``fetch(url)`` opens URLs that the processor
-    does not, such as ``http``.
+    ``CachedProcessor`` or what one wraps, with ``return_tensors="pt"``, and ``fetch(url)`` opens
+    those that the processor does not, such as ``http``. ``expect`` is the ``processor_card`` of the
+    one that sampled, for calls with ``return_tensors="pt"``.
 
     Raises what :func:`rehydrate` raises; ``PixelMismatch`` also for a processor that is not the
     expected one, and for images whose grids do not match their placeholders.
     """
     refs = _get(sample, "mm_refs")
+    if expect is not None and processor is not None:
+        _check_expected(processor, expect)
     if refs is not None:
-        return _process(sample, refs, processor, fetch, expect, merge_size)
+        return _process(sample, refs, processor, fetch, merge_size)
     check_sample(sample, merge_size=merge_size)
     ways = _ways(processor, sources, fetch, resolvers)
     kwargs = _get(sample, "mm_kwargs")
@@ -201,7 +204,7 @@ def guard_items(mm_items: T) -> T:
             values = {name: item[name] for name in item}
             if any(isinstance(value, PixelRef) for value in values.values()):
                 for name, value in values.items():
-                    if type(value) is np.ndarray and value.size:
+                    if isinstance(value, np.ndarray) and value.size:
                         item[name] = Guarded.of(value)  # type: ignore[index]
     return mm_items
 
@@ -216,16 +219,23 @@ def guard_model(model: Any, image_tokens: int | Iterable[int]) -> Any:
 
     The ``forward`` raises ``MissingPixels``.
     """
-    tokens = [image_tokens] if isinstance(image_tokens, int) else list(image_tokens)
+    several = image_tokens if isinstance(image_tokens, Iterable) else [image_tokens]
+    guard = _ModelGuard(tuple(operator.index(token) for token in several))
+    return model.register_forward_pre_hook(guard, with_kwargs=True)
 
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+class _ModelGuard:
+    """A hook that is pickled with its model."""
+
+    def __init__(self, tokens: tuple[int, ...]) -> None:
+        self._tokens = tokens
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(kwargs.get(name) is not None for name in (*_samples.PIXELS, "inputs_embeds")):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is not None and any(bool((ids == token).any()) for token in tokens):
+        if ids is not None and any(bool((ids == token).any()) for token in self._tokens):
             raise MissingPixels("a batch has placeholders of images and no pixel_values")
-
-    return model.register_forward_pre_hook(before, with_kwargs=True)
 
 
 class _Shaped:
@@ -262,7 +272,8 @@ def _by_name(items: Items) -> dict[str, list[Any]]:
 
 def _encoded(name: str, parts: list[Any]) -> dict[str, Any]:
     """The fields of an encoded tensor."""
-    if parts and all(isinstance(part, PixelRef) and part.ndim for part in parts):
+    known = name in _samples.GRIDS  # looked into before anybody brings pixels back
+    if parts and not known and all(isinstance(part, PixelRef) and part.ndim for part in parts):
         kinds = {dtype_name(part.descriptor) for part in parts}
         rows = {part.shape[1:] for part in parts}
         if len(kinds) != 1 or len(rows) != 1:
@@ -408,12 +419,10 @@ def _process(
     refs: Any,
     processor: Any,
     fetch: Callable[[Any], Any] | None,
-    expect: ProcessorCard | None,
     merge_size: int | None,
 ) -> dict[str, Tensor]:
     """The images that a sample names by URL."""
     from memweir.pixels.cache import PixelCache
-    from memweir.pixels.fingerprint import processor_card
     from memweir.pixels.processor import CachedProcessor
 
     images = list(refs.images)
@@ -424,14 +433,6 @@ def _process(
         raise MissingPixels(f"a sample names {len(images)} images, and no processor was given")
     if not isinstance(processor, CachedProcessor):
         processor = CachedProcessor(processor, PixelCache(0, name="images of a sample"))
-    if expect is not None:
-        card = processor_card(processor, return_tensors="pt")
-        if card.fingerprint != expect.fingerprint:
-            raise PixelMismatch(
-                f"the processor is not the one that sampled: {disagreement(expect, card)}",
-                expected=expect.fingerprint.hex(),
-                got=card.fingerprint.hex(),
-            )
     found = []
     for image in images:
         given = None if fetch is None else fetch(image.url)
@@ -440,6 +441,18 @@ def _process(
     _samples.check_arrays(answer, "a sample")
     _check_lengths(answer, images, merge_size or getattr(processor, "merge_size", None))
     return answer
+
+
+def _check_expected(processor: Any, expect: ProcessorCard) -> None:
+    from memweir.pixels.fingerprint import processor_card
+
+    card = processor_card(processor, return_tensors="pt")
+    if card.fingerprint != expect.fingerprint:
+        raise PixelMismatch(
+            f"the processor is not the one that sampled: {disagreement(expect, card)}",
+            expected=expect.fingerprint.hex(),
+            got=card.fingerprint.hex(),
+        )
 
 
 def _check_lengths(answer: Mapping[str, Any], images: Sequence[Any], merge_size: Any) -> None:
