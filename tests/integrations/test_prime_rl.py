@@ -280,6 +280,7 @@ def test_cards_of_any_content_are_read_or_refused() -> None:
         {"fingerprint": hexed, "lines": {"a": "\x1b[2J"}},
         {"fingerprint": hexed, "lines": {str(n): "" for n in range(4096)}},
         "[]",
+        '{"fingerprint":' + "[" * 100_000,
     ):
         with pytest.raises(ValueError, match=r"malformed|hex"):
             ProcessorCard.from_json(bad)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from rollout_kit import ByDigest, image, item, processor, tokens, truth, types
 from torch.utils.data import DataLoader
 
 import memweir as mw
+from memweir.integrations._renderers_items import ImageItem
 from memweir.integrations.torch import Collate, RestoredDataset, Restorer
 from memweir.pixels import cards, live
 
@@ -297,3 +298,26 @@ def test_videos_are_not_taken_for_images() -> None:
     assert Collate()([sample])["pixel_values_videos"].shape == (24, 1536)
     with pytest.raises(mw.MissingPixels):
         Collate()([{**sample, "mm_token_type_ids": [0, *[1] * 6, 0]}])
+
+
+def test_images_of_renderers_are_restored_in_the_worker(
+    cache: mw.PixelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their items() bring pixels back by themselves, and know of no resolver."""
+    whole = mw.strip(truth(0), cache, threshold=0).data  # with the grid
+    text = pickle.dumps([ImageItem(item(cache, 0)), whole])
+    monkeypatch.setattr(live, "_caches", {})
+    asked = []
+
+    def given(ref: mw.PixelRef) -> Any:
+        asked.append(ref.name)
+        return truth(0)
+
+    one, two = pickle.loads(text)
+    for sample in ({"mm_items": {"image": [one, two]}}, {"mm_kwargs": one}):
+        asked.clear()
+        got = Collate(given)([sample])["mm_kwargs"]
+        count = 2 if "mm_items" in sample else 1
+        assert torch.equal(got["pixel_values"], expected([0] * count))
+        assert got["image_grid_thw"].shape == (count, 3)
+        assert asked.count("pixel_values") == count

@@ -173,7 +173,7 @@ class Collate:
                 if not nested and name not in images:
                     rest[name] = value
                     continue
-                found = _nested(name, value) if nested else _flat(name, value)
+                found = self._nested(name, value) if nested else _flat(name, value)
                 for grid in _samples.GRIDS.keys() & found:  # small, and looked into below
                     found[grid] = [self._seen(part) for part in found[grid]]
                 if nested:
@@ -212,6 +212,31 @@ class Collate:
             else:
                 row.copy_(part if is_tensor(part) else torch.from_numpy(_plain(part)))
         return out
+
+    def _nested(self, name: str, value: Any) -> dict[str, list[Any]]:
+        """Arrays by name, out of the images of all modalities, or out of a mapping of arrays."""
+        if value is None:
+            return {}
+        # By name throughout: walked by items() some kinds of items are restored.
+        if isinstance(value, Mapping) and name == "mm_kwargs":
+            return {key: [value[key]] for key in value}
+        items = _samples.items_of(value)
+        if items is None:
+            raise UnsupportedType(f"{name} is no mapping of images: {type(value).__name__}")
+        seen = {
+            modality: [
+                {k: self._seen(item[k]) if k in _samples.GRIDS else item[k] for k in item}
+                for item in images
+            ]
+            for modality, images in items.items()
+        }
+        _samples.check_items(seen, name)
+        found: dict[str, list[Any]] = {}
+        for images in seen.values():
+            for item in images:
+                for key, part in item.items():
+                    found.setdefault(key, []).append(part)
+        return found
 
     def _seen(self, part: Any) -> Any:
         if not isinstance(part, PixelRef):
@@ -277,24 +302,6 @@ def _flat(name: str, value: Any) -> dict[str, list[Any]]:
     if not all(isinstance(part, PixelRef) or _is_array(part) for part in parts):
         raise UnsupportedType(f"{name} holds references and other things, or no arrays")
     return {name: parts}
-
-
-def _nested(name: str, value: Any) -> dict[str, list[Any]]:
-    """Arrays by name, out of the images of all modalities, or out of a mapping of arrays."""
-    if value is None:
-        return {}
-    if isinstance(value, Mapping) and name == "mm_kwargs":
-        return {key: [part] for key, part in value.items()}
-    items = _samples.items_of(value)
-    if items is None:
-        raise UnsupportedType(f"{name} is no mapping of images: {type(value).__name__}")
-    _samples.check_items(items, name)
-    found: dict[str, list[Any]] = {}
-    for images in items.values():
-        for item in images:
-            for key, part in item.items():
-                found.setdefault(key, []).append(part)
-    return found
 
 
 def _torch_dtype(part: Any) -> torch.dtype:

@@ -34,7 +34,10 @@ class ProcessorCard(NamedTuple):
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | str) -> Self:
         """What :meth:`to_json` wrote, as the object or its text. Raises ``ValueError``."""
-        record = json.loads(value) if isinstance(value, str) else value
+        try:
+            record = json.loads(value) if isinstance(value, str) else value
+        except RecursionError:
+            raise ValueError("malformed card: nested too deep") from None
         if not isinstance(record, Mapping) or set(record) != {"fingerprint", "lines"}:
             raise ValueError("malformed card: a fingerprint and lines were expected")
         text, lines = record["fingerprint"], record["lines"]
