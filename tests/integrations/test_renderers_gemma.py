@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -72,3 +73,17 @@ def test_a_cache_attaches(pair: tuple[Any, Any]) -> None:
     for _ in range(2):
         same(theirs.render(parts(uri(1), uri(2))), mine.render(parts(uri(1), uri(2))))
     assert cache.stats().hits == 2
+
+
+def test_a_cache_goes_with_copies_of_a_renderer(pair: tuple[Any, Any]) -> None:
+    mine = pair[0]
+    theirs = upstream_of(mine)
+    cache = mw.PixelCache("4 MiB", name="attached")
+    attach(theirs, cache)
+    want = mine.render(parts(uri(1)))
+    same(theirs.render(parts(uri(1))), want)
+    twins = [copy.copy(theirs), copy.deepcopy(theirs)]
+    del theirs
+    for number, twin in enumerate(twins, 1):
+        same(twin.render(parts(uri(1))), want)
+        assert cache.stats().hits == number

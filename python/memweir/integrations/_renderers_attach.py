@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterator
 from typing import Any, Final
@@ -28,7 +29,7 @@ class ImageTable:
     """
 
     def __init__(self, renderer: Any, cache: PixelCache, fingerprint: str | None) -> None:
-        self._renderer = weakref.ref(renderer)
+        self._renderer = renderer
         self._cache = cache
         self._code = fingerprint
         self._fingerprinter: tuple[object, Fingerprinter] | None = None
@@ -54,6 +55,10 @@ class ImageTable:
                 self._alive[key, each] = array
         self._cache.put(key, {**arrays, _TOKENS: np.array([tokens], np.int64)})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImageTable:
+        """A table for the copy of the renderer, over the same cache."""
+        return ImageTable(copy.deepcopy(self._renderer, memo), self._cache, self._code)
+
     def __len__(self) -> int:
         return 0  # never full: the cache itself lets go of what is too much
 
@@ -69,8 +74,8 @@ class ImageTable:
         self._cache.clear()
 
     def _key(self, name: str) -> Digest:
-        renderer = self._renderer()
-        processor = renderer._get_processor().image_processor  # type: ignore[union-attr]
+        renderer = self._renderer
+        processor = renderer._get_processor().image_processor
         if self._fingerprinter is None or self._fingerprinter[0] is not processor:
             self._fingerprinter = processor, Fingerprinter(processor, self._code)
         try:
