@@ -72,12 +72,21 @@ def record(
 
 
 def _travels(origin: str | bytes, sources: SourcePolicy) -> bool:
+    if isinstance(origin, str) and not _is_text(origin):
+        return False  # the name of a file that is not UTF-8
     if sources != "small":
         return sources == "all"
     if isinstance(origin, bytes) or origin.startswith("data:"):
         return False
     # Queries hold signatures, and user information passwords.
     return "://" not in origin or not any(mark in origin for mark in "?@#")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _written(kwargs: tuple[tuple[str, object], ...]) -> str | None:
