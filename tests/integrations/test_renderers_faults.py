@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import copy
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from renderers_kit import (
     picture,
     pixels_of,
     qwen,
+    qwen_processor,
     same,
     upstream_of,
     uri,
@@ -44,6 +47,10 @@ BROKEN = {
     "truncated bytes": PNG[: len(PNG) // 2],
     "nothing": None,
     "a number": 5,
+    "a path": Path(__file__),
+    "an array": np.asarray(picture(1)),
+    "a data URI for a file": "file:" + uri(PNG),
+    "a name that ends in a slash": f"{__file__}/",
 }
 
 
@@ -145,6 +152,128 @@ class TestFile:
             else:
                 assert type(failure(mine, parts(spelled))) is FileNotFoundError
                 assert type(failure(theirs, parts(spelled))) is FileNotFoundError
+
+    @pytest.mark.parametrize("spelled", ["FILE://{}", " file://{}", "file:{}"])
+    def test_is_its_content_however_its_uri_is_spelled(self, tmp_path: Path, spelled: str) -> None:
+        path = tmp_path / "a.png"
+        messages = parts(spelled.format(path))
+        mine = qwen(mm_hash="upstream")
+        theirs = upstream_of(mine)
+        for seed in (1, 2):
+            path.write_bytes(encoded(picture(seed)))
+            out = mine.render(messages)
+            same(out, theirs.render(messages))
+        path.unlink()
+        assert type(failure(mine, messages)) is type(failure(theirs, messages)) is FileNotFoundError
+
+    @pytest.mark.skipif(os.name == "nt", reason="names are text")
+    def test_may_have_a_name_that_is_no_text(self, tmp_path: Path) -> None:
+        name = os.fsencode(tmp_path) + b"/\xff.png"
+        try:
+            Path(os.fsdecode(name)).write_bytes(PNG)
+        except OSError:
+            pytest.skip("this file system has text alone")
+        mine = qwen(mm_hash="upstream")
+        messages = parts(os.fsdecode(name))
+        out = mine.render(messages)
+        same(out, upstream_of(mine).render(messages))
+        mine.pixel_cache.clear()
+        assert pixels_of(out)
+
+    def test_with_a_scheme_for_a_name_is_refused_also_when_its_image_is_known(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        path = tmp_path / "frame:1.png"
+        path.write_bytes(PNG)
+        mine = qwen()
+        mine.render(parts(str(path)))
+        ours, theirs = failure(mine, parts(path.name)), failure(upstream_of(mine), parts(path.name))
+        assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+
+
+@pytest.mark.parametrize("spelled", ["http", "HTTP", " http"])
+def test_a_page_is_its_content_of_the_moment(spelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[bytes] = []
+
+    def urlopen(url: str) -> io.BytesIO:
+        assert url.strip().lower() == "http://example.com/a.png"
+        return io.BytesIO(pages[-1])
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    mine = qwen(mm_hash="upstream")
+    theirs = upstream_of(mine)
+    messages = parts(f"{spelled}://example.com/a.png")
+    for seed in (1, 2):
+        pages.append(encoded(picture(seed)))
+        out = mine.render(messages)
+        same(out, theirs.render(messages))
+        mine.pixel_cache.clear()
+        same(out, theirs.render(messages))
+
+
+@pytest.mark.parametrize("first", ["uri", "other uri", "bytes", "file", "pixels"])
+def test_an_image_from_several_sources_is_made_again_from_each(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    sources = {
+        "uri": uri(PNG),
+        "other uri": uri(encoded(picture(1), compress_level=0)),
+        "bytes": encoded(picture(1), compress_level=1),
+        "file": str(path),
+        "pixels": picture(1),
+    }
+    mine = qwen()
+    calls = count_calls(mine._processor.image_processor)
+    outs = {}
+    for _ in range(2):
+        for name in (first, *sources):
+            outs[name] = mine.render(parts(sources[name]))
+    assert len(calls) == 1
+    [want] = pixels_of(upstream_of(mine).render(parts(picture(1))))
+    for name, out in outs.items():
+        mine.pixel_cache.clear()
+        assert pixels_of(out)[0]["pixel_values"].tobytes() == want["pixel_values"].tobytes()
+        recipe = out.multi_modal_data.mm_items["image"][0]["pixel_values"].recipe
+        assert (recipe.source is None) == (name == "pixels")
+        if name == "other uri":
+            assert recipe.source == mw.hash_bytes(sources[name])
+
+
+def test_an_image_of_a_class_of_its_own_is_an_image() -> None:
+    class Own(PIL.Image.Image):
+        pass
+
+    own = Own()
+    own.__setstate__(picture(1).__getstate__())
+    mine = qwen(mm_hash="upstream")
+    out = mine.render(parts(own))
+    same(out, upstream_of(mine).render(parts(own)))
+    mine.pixel_cache.clear()
+    same(out, upstream_of(mine).render(parts(own)))
+
+
+def test_bytes_that_could_change_are_kept_once() -> None:
+    source = bytearray(PNG)
+    mine = qwen()
+    outs = [mine.render(parts(source)).multi_modal_data.mm_items["image"][0] for _ in range(3)]
+    assert len({id(item["pixel_values"].source) for item in outs}) == 1
+    source[:] = encoded(picture(2))
+    [item] = mine.render(parts(source)).multi_modal_data.mm_items["image"]
+    assert item["pixel_values"] != outs[0]["pixel_values"]
+
+
+def test_a_processor_that_somebody_else_changed_stops_nobody() -> None:
+    processor = qwen_processor()
+    twin = type(processor)(image_processor=copy.deepcopy(processor.image_processor))
+    a, b = qwen(processor=processor), qwen(processor=twin)
+    kept = [a.render(parts(uri(1))), b.render(parts(uri(1)))]
+    processor.image_processor.image_mean = [0.4] * 3
+    out = b.render(parts(uri(2)))
+    same(out, upstream_of(b).render(parts(uri(2))), hashes=False)
+    b.pixel_cache.clear()
+    for each, source in ((kept[1], uri(1)), (out, uri(2)), (kept[0], uri(1))):
+        same(each, upstream_of(b).render(parts(source)), hashes=False)
 
 
 def test_an_image_that_is_written_to_is_another(tmp_path: Path) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from renderers_kit import TOKENIZER, count_calls, parts, qwen, qwen_processor, upstream_of, uri
+from renderers_kit import (
+    TOKENIZER,
+    count_calls,
+    parts,
+    picture,
+    qwen,
+    qwen_processor,
+    upstream_of,
+    uri,
+)
 
 ROLLOUTS = 64
 IMAGES = 12
@@ -116,3 +127,44 @@ def test_a_new_image_at_once_is_processed_once() -> None:
             hashes = list(threads.map(render, slots))
         assert all(one == hashes[0] for one in hashes)
     assert sum(len(slot.calls) for slot in slots) == 10
+
+
+def pair(first: dict[str, str], second: dict[str, str]) -> tuple[Any, Any, threading.Event]:
+    """Two renderers of one processor, and what is set when it is asked for the first image."""
+    processor = qwen_processor()
+    kind = type(processor.image_processor)
+    began = threading.Event()
+
+    class Slow(kind):  # type: ignore[misc, valid-type]
+        def preprocess(self, *args: Any, **kwargs: Any) -> Any:
+            began.set()
+            time.sleep(0.2)
+            return super().preprocess(*args, **kwargs)
+
+    Slow.__name__, Slow.__qualname__ = kind.__name__, kind.__qualname__
+    Slow.__module__ = kind.__module__
+    processor.image_processor.__class__ = Slow
+    return qwen(processor=processor, **first), qwen(processor=processor, **second), began
+
+
+def test_renderers_that_name_images_differently_may_want_one_at_once() -> None:
+    first, second, began = pair({}, {"mm_hash": "upstream"})
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(first.render, parts(uri(40)))
+        began.wait()
+        mine = second.render(parts(uri(40)))
+        assert other.result().multi_modal_data.mm_hashes != mine.multi_modal_data.mm_hashes
+    want = upstream_of(second).render(parts(uri(40)))
+    assert mine.multi_modal_data.mm_hashes == want.multi_modal_data.mm_hashes
+
+
+def test_who_waits_for_what_is_refused_gets_upstreams_error() -> None:
+    first, second, began = pair({}, {})
+    sliver = parts(picture(1, (2000, 2)))
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(first.render, sliver)
+        began.wait()
+        with pytest.raises(ValueError, match="aspect ratio"):
+            second.render(sliver)
+        with pytest.raises(ValueError, match="aspect ratio"):
+            other.result()

@@ -39,16 +39,21 @@ __all__ = ["Compact", "Home", "Known", "home_of"]
 
 Compact = Literal["auto", "off"]
 
-_KNOWN: Final = 16_384  # images, about 1.5 KiB each
+_KNOWN: Final = 32_768  # two for each image, which has about 1.5 KiB
 
 
 class Known(NamedTuple):
-    """What is remembered of an image beside its pixels, whether or not they are still cached."""
+    """What is remembered of an image beside its pixels, whether or not they are still cached.
+
+    ``source`` is the digest of the encoded source that ``big`` names, ``None`` where there was
+    none. An image that comes from several sources is known once for each.
+    """
 
     big: dict[str, Descriptor]
     small: dict[str, np.ndarray[Any, Any]]
     tokens: int
     upstream_hash: str | None
+    source: Digest | None
 
 
 class Home:
@@ -59,7 +64,6 @@ class Home:
     ) -> None:
         self.fingerprint = fingerprint
         self.processor = processor
-        self.engine: Engine = processor._engine
         self.cache = processor.cache
         self.known = Memo(_KNOWN)
         self.flights = Flights()
@@ -70,6 +74,14 @@ class Home:
         self._switches: tuple[object, ...] = ()
         self._opens = opens
         self._asked: int | None = None
+
+    @property
+    def engine(self) -> Engine:
+        return self.processor._engine
+
+    def adopt(self, processor: Any, code: str | None) -> None:
+        """Goes on with another processor of the same fingerprint."""
+        self.processor = CachedProcessor(processor, self.cache, fingerprint=code, fetch=self._opens)
 
     def ask(self, budget: int | None) -> int | None:
         """Notes a budget that somebody asks for. Returns the largest, ``None`` if nobody has."""
@@ -89,8 +101,8 @@ class Home:
             self._recent.setdefault(id(source), ref)
         return ref
 
-    def recent(self, source: object) -> Digest | None:
-        """The key of a source that a living reference was made from: that needs no hash.
+    def recent(self, source: object) -> tuple[Digest, Digest | None] | None:
+        """Key and digest of a source that a living reference was made from: that needs no hash.
 
         While the reference lives so does its source, and nothing else has its id.
         """
@@ -101,8 +113,8 @@ class Home:
         ref = self._recent.get(id(source))
         if ref is None or ref.source is not source:
             return None
-        key = ref.descriptor.key
-        return None if key is None else Digest(key)
+        key, named = ref.descriptor.key, ref.descriptor.source
+        return None if key is None else (Digest(key), None if named is None else Digest(named))
 
     def restore(self, ref: PixelRef) -> Any:
         """The arrays of ``ref`` made again, ``None`` when its source is nowhere to be found."""

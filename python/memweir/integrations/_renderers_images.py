@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
 import PIL.Image
 
-from memweir.errors import Refused, UnsupportedType
+from memweir._core import Digest
+from memweir.errors import LoadFailed, Refused, UnsupportedType
 from memweir.integrations._renderers_homes import Compact, Home, Known, home_of
 from memweir.pixels.engine import Call, Engine, Lone, Through
 from memweir.pixels.provenance import known_in
 from memweir.pixels.records import Layout, record
 from memweir.pixels.source_refs import PREFIX, SourceRef
+from memweir.pixels.unique import one
 
 if TYPE_CHECKING:
-    from memweir._core import Digest, Pixels
+    from memweir._core import Descriptor, Pixels
     from memweir.pixels.assemble import Part
+    from memweir.pixels.recipe import Recipe
 
 __all__ = ["Family", "Images", "Prompt", "Rendered"]
 
+_WEB: Final = ("http", "https")
 _BIG: Final = 16 << 10
 """Bytes from which an array is kept as a reference."""
 
@@ -95,24 +101,23 @@ class Images:
                 compact=self._compact,
                 code=self._code,
             )
-        return Prompt(self, home, call)
+        return Prompt(self, home, call, processor)
 
-    def render(self, home: Home, call: Call, part: Mapping[str, Any]) -> Rendered:
+    def render(self, home: Home, call: Call, processor: Any, part: Mapping[str, Any]) -> Rendered:
         """The image of a message part; decoded and processed only if it was not before.
 
         Raises what upstream raises for a part that it cannot read or process.
         """
         source = _kept(_source(part))
-        key = home.recent(source)
-        known = None if key is None else self._known(home, key)
-        if key is None or known is None:
+        recent = home.recent(source)
+        known = None if recent is None else self._known(home, *recent)
+        if recent is not None and known is not None:
+            key = recent[0]
+        else:
             lone = self._identify(home, call, source, part)
             key = lone.key
-            known = self._known(home, key)
-            if known is None:
-                known = home.flights.run(
-                    key, lambda: self._make(home, lone), check=lambda: self._known(home, lone.key)
-                )
+            known = self._known(home, key) or self._fly(home, lone, processor)
+            known = self._named(home, lone, known)
         if key in home.cache:
             home.cache.get(key)  # looked at again: not the next to go
         name = known.upstream_hash if self._upstream_hash else key.hex()
@@ -120,10 +125,39 @@ class Images:
         values = {each: self._value(home, key, known, each, source) for each in self._family.keys}
         return Rendered(values, known.tokens, name)
 
-    def _known(self, home: Home, key: Digest) -> Known | None:
+    def _known(self, home: Home, *key: Digest | None) -> Known | None:
+        """What is known of an image, from the source of this digest where one is given."""
         known: Known | None = home.known.get(key)
         lacks = known is not None and self._upstream_hash and known.upstream_hash is None
         return None if lacks else known
+
+    def _named(self, home: Home, lone: Lone, known: Known) -> Known:
+        """The same with references that name the source at hand, so that it makes them again."""
+        recipe = lone.recipe
+        named = self._known(home, lone.key, recipe.source)
+        if named is None:
+            if known.source != recipe.source:
+                known = known._replace(
+                    big={name: _renamed(old, recipe) for name, old in known.big.items()},
+                    source=recipe.source,
+                )
+            named = known
+            home.known.put((lone.key, recipe.source), named)
+        return named
+
+    def _fly(self, home: Home, lone: Lone, processor: Any) -> Known:
+        """Makes an image, once for all that ask for it and want to know as much of it."""
+        try:
+            return home.flights.run(
+                (lone.key, self._upstream_hash),
+                lambda: self._make(home, lone, processor),
+                check=lambda: self._known(home, lone.key),
+            )
+        except LoadFailed as failed:  # in another's hands; the error is what upstream raises
+            error: BaseException = failed
+            while isinstance(error, LoadFailed) and error.__cause__ is not None:
+                error = error.__cause__
+            raise error from None
 
     def _engine(self, processor: Any) -> Engine:
         """For fingerprints alone: each renderer has a processor object of its own."""
@@ -148,12 +182,15 @@ class Images:
             # Upstream has the last word on what cannot be read, and says it its own way.
             return home.engine.lone(call, self._family.load(part))
 
-    def _make(self, home: Home, lone: Lone) -> Known:
+    def _make(self, home: Home, lone: Lone, processor: Any) -> Known:
         if home.engine.call(self._kwargs).fingerprint != home.fingerprint:
-            raise Refused(
-                "the image processor of another renderer was changed while this one shares its "
-                "cache: make new renderers after changing a processor"
-            )
+            # That of another renderer, who has changed it since: this one's goes on in its place.
+            home.adopt(processor, self._code)
+            if home.engine.call(self._kwargs).fingerprint != home.fingerprint:
+                raise Refused(
+                    "an image processor was changed while a prompt was rendered with it: change "
+                    "it between prompts, and render this one again"
+                )
         part = home.engine.part(lone)
         big, small = {}, {}
         for key in self._family.keys:
@@ -164,8 +201,8 @@ class Images:
                 big[key] = self._describe(part, key)
         tokens = self._family.tokens(part.pixels, home.processor.wrapped)
         hashed = self._family.hash_of(lone.seen.image()) if self._upstream_hash else None
-        known = Known(big, small, tokens, hashed)
-        home.known.put(lone.key, known)
+        known = Known(big, small, tokens, hashed, part.recipe.source)
+        home.known.put((lone.key,), known)
         return known
 
     def _describe(self, part: Part, key: str) -> Any:
@@ -190,14 +227,22 @@ class Images:
 class Prompt:
     """The images of one prompt: what does not change from one to the next is looked up once."""
 
-    def __init__(self, images: Images, home: Home, call: Call) -> None:
+    def __init__(self, images: Images, home: Home, call: Call, processor: Any) -> None:
         self._images = images
         self._call = call
+        self._processor = processor
         self.home = home
 
     def render(self, part: Mapping[str, Any]) -> Rendered:
         """See :meth:`Images.render`."""
-        return self._images.render(self.home, self._call, part)
+        return self._images.render(self.home, self._call, self._processor, part)
+
+
+def _renamed(descriptor: Descriptor, recipe: Recipe) -> Descriptor:
+    """The record of the same array, made from another source."""
+    layout = Layout(descriptor.dtype, descriptor.itemsize, descriptor.shape)
+    digest, torch = Digest(descriptor.digest), descriptor.torch
+    return record(descriptor.name, layout, digest, torch=torch, recipe=recipe)
 
 
 def _open(load: Callable[[Mapping[str, Any]], PIL.Image.Image], source: Any) -> PIL.Image.Image:
@@ -218,16 +263,34 @@ def _source(part: Mapping[str, Any]) -> Any:
 def _kept(source: Any) -> Any:
     """A source as a reference keeps it: the caller's own object, or one that cannot change."""
     if isinstance(source, bytearray):
-        return bytes(source)
-    if not isinstance(source, str) or isinstance(source, SourceRef):
+        return one(bytes(source))
+    if not isinstance(source, str) or isinstance(source, SourceRef) or source.startswith("data:"):
         return source
     if source.startswith(PREFIX):
         return SourceRef(source)
-    return urlparse(source).path if source.startswith("file:") else source
+    parsed = urlparse(source)  # forgives spaces and capitals, for upstream as well
+    if parsed.scheme == "file":
+        return parsed.path if parsed.path.startswith("/") else str(Path.cwd() / parsed.path)
+    return parsed.geturl() if parsed.scheme in _WEB and not _is_url(source) else source
 
 
 def _identifiable(source: Any) -> Any:
-    """A kept source in terms that tell it without decoding it."""
-    if isinstance(source, PIL.Image.Image) and source.mode != "RGB":
-        return source.convert("RGB")
-    return source
+    """A kept source in terms that tell it without decoding it.
+
+    Raises ``UnsupportedType`` for what upstream refuses, or may.
+    """
+    if isinstance(source, PIL.Image.Image):
+        plain = type(source).__module__.startswith(("PIL.", "memweir."))
+        return source if source.mode == "RGB" and plain else source.convert("RGB")
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str):
+        if source.startswith("data:") or _is_url(source):
+            return source
+        if not urlparse(source).scheme and os.path.isfile(source):  # noqa: PTH113  "a/" is none
+            return source
+    raise UnsupportedType(f"{type(source).__name__} is no source of an image")
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))

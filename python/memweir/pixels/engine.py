@@ -94,6 +94,11 @@ class Lone:
     seen: Seen
     key: Digest
 
+    @property
+    def recipe(self) -> Recipe:
+        """How its entry comes to be, from the source that it was given by."""
+        return _recipe(self.call, self.key, self.seen)
+
 
 class Engine:
     """One wrapped processor and the cache of its answers."""
@@ -344,16 +349,7 @@ class Engine:
             raise Through(f"{type(error).__name__} in processing") from error
         spec = pixels.spec
         form = form_of(pixels, list(spec), call.tensors)
-        source = seen.source
-        recipe = Recipe(
-            bytes(key),
-            call.fingerprint,
-            seen.id.digest,
-            None if source is None else source.digest,
-            None if source is None else source.origin,
-            tuple(call.kwargs.items()),
-        )
-        return Part(pixels, spec, form, recipe), loaded
+        return Part(pixels, spec, form, _recipe(call, key, seen)), loaded
 
     def _holds(
         self, call: Call, answer: Any, process: Callable[..., Any], fetched: dict[int, Any]
@@ -376,6 +372,18 @@ class Engine:
         if self._through[reason] == 1:
             kind = type(self.wrapped).__qualname__
             logger.warning("calls of %s go through uncached: %s", kind, reason)
+
+
+def _recipe(call: Call, key: Digest, seen: Seen) -> Recipe:
+    source = seen.source
+    return Recipe(
+        bytes(key),
+        call.fingerprint,
+        seen.id.digest,
+        None if source is None else source.digest,
+        None if source is None else source.origin,
+        tuple(call.kwargs.items()),
+    )
 
 
 def _samples(images: Any) -> tuple[list[list[Any]], bool]:
