@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from renderers_kit import (
+    QWEN,
     TOKENIZER,
     count_calls,
     gemma_processor,
     parts,
     picture,
     qwen,
+    qwen_processor,
     same,
     upstream_of,
     uri,
@@ -87,3 +90,15 @@ def test_a_cache_goes_with_copies_of_a_renderer(pair: tuple[Any, Any]) -> None:
     for number, twin in enumerate(twins, 1):
         same(twin.render(parts(uri(1))), want)
         assert cache.stats().hits == number
+
+
+@pytest.mark.parametrize("name", ["Qwen3VLRenderer", "Gemma4Renderer"])
+def test_renderers_travel_between_processes_as_upstreams_do(name: str) -> None:
+    processor = qwen_processor() if name in QWEN else gemma_processor()
+    mine = qwen(name, processor, mm_hash="upstream", byte_budget="3 MiB")
+    want = mine.render(parts(uri(1)))
+    text = pickle.dumps(mine)
+    del mine
+    other = pickle.loads(text)
+    same(other.render(parts(uri(1))), want)
+    assert other.pixel_cache.stats().budget == 3 << 20

@@ -70,6 +70,7 @@ class Images:
         refs: bool,
         fingerprint: str | None,
     ) -> None:
+        self._made_of = family, budget, compact, upstream_hash, refs, fingerprint
         self._family = family
         self._budget = budget
         self._compact = compact
@@ -173,6 +174,10 @@ class Images:
         """Itself: what it keeps of a processor is told by the processor."""
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process a renderer finds the caches of that process."""
+        return _made_again, self._made_of
+
     def _identify(self, home: Home, call: Call, source: Any, part: Mapping[str, Any]) -> Lone:
         if isinstance(source, SourceRef):
             return home.engine.lone(call, source.load())
@@ -222,6 +227,11 @@ class Images:
         if array is None:
             array = home.arrays[key, name] = ref.torch() if ref.tensor else np.array(ref)
         return array
+
+
+def _made_again(family: Family, *given: Any) -> Images:
+    names = ("budget", "compact", "upstream_hash", "refs", "fingerprint")
+    return Images(family, **dict(zip(names, given, strict=True)))
 
 
 class Prompt:

@@ -31,6 +31,9 @@ class Now(threading.local):
     def __deepcopy__(self, memo: object) -> Now:
         return Now()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Now, ()
+
     @contextmanager
     def prompt(self) -> Iterator[list[int]]:
         """While a prompt is rendered: the lengths of its images, as they come."""

@@ -218,11 +218,15 @@ class Qwen38Renderer(_QwenVL, qwen38.Qwen38Renderer):
     _memweir_family = _QWEN_VL
 
 
+def _gemma_4_tokens(entry: Pixels, processor: Any) -> int:
+    return int(entry["num_soft_tokens_per_image"][0])
+
+
 _GEMMA_4 = Family(
     private(gemma4, "_load_pil_image"),
     private(gemma4, "_image_hash"),
     ("pixel_values", "image_position_ids"),
-    lambda entry, _: int(entry["num_soft_tokens_per_image"][0]),
+    _gemma_4_tokens,
 )
 
 
