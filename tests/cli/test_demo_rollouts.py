@@ -9,8 +9,7 @@ import pytest
 
 from memweir.cli.demo import rollouts
 from memweir.cli.demo.report import MIB
-from memweir.cli.demo.rollout_arms import PROCESSED, TURNS
-from memweir.cli.demo.rollouts import ARMS, claims
+from memweir.cli.demo.rollouts import ARMS, PROCESSED, TURNS, claims
 from memweir.cli.demo.watch import Run
 from memweir.cli.demo.workload import frames
 

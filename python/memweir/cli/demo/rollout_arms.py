@@ -19,12 +19,7 @@ import memweir as mw
 
 from .arms import Clock  # keeps torch from being loaded where it is installed, too
 from .offline import make_processor, make_tokenizer
-
-__all__ = ["PROCESSED", "TURNS", "UPSTREAM"]
-
-TURNS = 8
-UPSTREAM = "upstream"
-PROCESSED = "processed"
+from .rollouts import PROCESSED, TURNS, UPSTREAM
 
 
 def make_renderer(name: str, processor: Any) -> Any:

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from .report import Claim
     from .watch import Run
 
-__all__ = ["run"]
+__all__ = ["PROCESSED", "TURNS", "UPSTREAM", "run"]
 
 NEEDS: Final = ("renderers", "httpx", "openai", "transformers", "PIL", "skimage", "psutil")
 COMMAND: Final = [sys.executable, "-m", "memweir.cli.demo.rollout_arms"]
+UPSTREAM: Final = "upstream"
+PROCESSED: Final = "processed"
+"""Under which an arm says how many images its rollouts had processed."""
+TURNS: Final = 8
 SIDE: Final = 1024
 BYTES_PER_IMAGE: Final = 64 * 64 * 1536 * 4
 """Bytes of one photograph after the processor: 64 × 64 patches of 1536 float32."""
@@ -39,7 +43,7 @@ class Arm(NamedTuple):
 
 
 ARMS: Final = (
-    Arm("upstream", "upstream's Qwen3VLRenderer"),
+    Arm(UPSTREAM, "upstream's Qwen3VLRenderer"),
     Arm("1 GiB", "memweir's, 1 GiB", 1024),
     Arm("64 MiB", "memweir's, 64 MiB", 64),
 )
@@ -87,8 +91,6 @@ def fitted(console: Console, wanted: int) -> int:
     from memweir.cli.machine import available
     from memweir.sizes import format_size
 
-    from .rollout_arms import TURNS
-
     free = available()
     each = TURNS * BYTES_PER_IMAGE
     # Beside its pixels a rollout of upstream's leaves half as much again in the heap.
@@ -104,7 +106,6 @@ def run_arms(console: Console, rollouts: int) -> dict[str, Run]:
     """Each arm in a process of its own, by name; raises ``ArmError``."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from .rollout_arms import TURNS
     from .watch import watch
     from .workload import frames
 
@@ -128,7 +129,6 @@ def tell(console: Console, runs: Mapping[str, Run]) -> None:
     from rich.table import Table
 
     from .report import MIB
-    from .rollout_arms import PROCESSED
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("renderer")
@@ -148,7 +148,6 @@ def tell(console: Console, runs: Mapping[str, Run]) -> None:
 def claims(runs: Mapping[str, Run], rollouts: int) -> Iterator[Claim]:
     """What memweir's renderers promise, and whether it held."""
     from .report import MIB, Claim
-    from .rollout_arms import PROCESSED, TURNS, UPSTREAM
 
     theirs, images = runs[UPSTREAM].digests, rollouts * TURNS
     kinds = ("prompt", "pixels")
