@@ -49,8 +49,10 @@ lint: build/dev.stamp
 pytest: build/dev.stamp build/hub0.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests/pixels $(PYTEST_ARGS) & half=$$!; \
-	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests --ignore tests/pixels $(PYTEST_ARGS); \
-	wait $$half
+	status=0; \
+	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests --ignore tests/pixels $(PYTEST_ARGS) || status=$$?; \
+	wait $$half || status=$$?; \
+	exit $$status
 
 bench: build/dev.stamp
 	$(PIP) $(DEV)/bin/python -r pyproject.toml --extra bench
