@@ -65,6 +65,7 @@ class Flight:
         self.order = order
         self.callers = []
         self.leader = None  # one of the callers, where it is certain which
+        self.anew = 0  # the last answer that some caller does not want
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -147,6 +148,8 @@ class CacheMachine(RuleBasedStateMachine):
             n = len(flight.callers)
             until(lambda: self.cache._flights.waiting(flight.slot) == n)
         flight.callers.append(caller)
+        if refresh:
+            flight.anew = entry.order
         assert len(self.gated.asked) == self.gated.verdicts.index(flight.verdict) + 1 or (
             len(self.gated.asked) == runs
         )
@@ -241,6 +244,8 @@ class CacheMachine(RuleBasedStateMachine):
         if not led:
             return
         flight = led[pick % len(led)]
+        if flight.order < flight.entry.order <= flight.anew:
+            return  # put since, and asked for anew since that: it depends on who takes over
         runs = len(self.gated.asked)
         _, loop, future = flight.leader
         self.loops[loop].cancel(future)
