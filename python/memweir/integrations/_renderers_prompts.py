@@ -75,7 +75,7 @@ def _spread(rendered: Any, places: list[Any], lengths: Sequence[int]) -> None:
     for name in _BY_TOKEN:
         values = getattr(rendered, name)
         if values:  # empty where the renderer does not tell
-            values[:] = _repeated(values, offsets, lengths)
+            setattr(rendered, name, _repeated(values, offsets, lengths))
     before = 0
     for at, (offset, length) in enumerate(zip(offsets, lengths, strict=True), first):
         places[at] = type(places[at])(offset=offset + before, length=length)
@@ -90,4 +90,5 @@ def _repeated(values: list[Any], offsets: Sequence[int], lengths: Sequence[int])
         out += values[at:offset]
         out += [values[offset]] * length
         at = offset + 1
-    return out + values[at:]
+    out += values[at:]
+    return out
