@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from memweir.cli.demo.offline import count_calls
+
 from .harness import Ratio, Table, duration
 
 TURNS = 8
@@ -146,7 +148,7 @@ def play(cell: Cell) -> dict[str, float]:
     else:
         ours.pixel_cache.clear()
     gc.collect()
-    calls = count_calls(theirs._processor.image_processor)
+    calls = count_calls(type(theirs._processor.image_processor))
     Path("/proc/self/clear_refs").write_text("5")  # the highest from here on
     base = status("VmRSS")
     start = time.perf_counter()
@@ -247,20 +249,6 @@ def uri(seed: int) -> str:
 def source_of(messages: list[Any]) -> str:
     text: str = messages[0]["content"][0]["image_url"]["url"]
     return text
-
-
-def count_calls(processor: Any) -> list[None]:
-    """Notes each call of a processor from now on, and takes no memory to speak of."""
-    calls: list[None] = []
-    kind = type(processor)
-    plain = kind.preprocess
-
-    def preprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return plain(self, *args, **kwargs)
-
-    kind.preprocess = preprocess
-    return calls
 
 
 def status(name: str) -> int:

@@ -83,11 +83,10 @@ class Home:
         """Goes on with another processor of the same fingerprint."""
         self.processor = CachedProcessor(processor, self.cache, fingerprint=code, fetch=self._opens)
 
-    def ask(self, budget: int | None) -> int | None:
-        """Notes a budget that somebody asks for. Returns the largest, ``None`` if nobody has."""
+    def ask(self, budget: int | None) -> None:
+        """Notes a budget that somebody asks for: the largest is to hold."""
         if budget is not None:
             self._asked = max(budget, self._asked or 0)
-        return self._asked
 
     def settle(self) -> None:
         """Gives the cache the largest budget that was asked for."""

@@ -59,6 +59,8 @@ impl PyCache {
     }
 
     fn get(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyPixels>>> {
+        // Made where the pin is at hand: through a result it would be written in halves and read as
+        // a whole, which waits for the writes.
         let handle = |pin| Py::new(key.py(), PyPixels::new(pin));
         ask(key, |key| self.cache.get(key).map(handle).transpose())?
     }

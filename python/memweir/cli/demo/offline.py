@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["QWEN3_VL", "image_processor", "make_processor", "make_tokenizer"]
+__all__ = ["QWEN3_VL", "count_calls", "image_processor", "make_processor", "make_tokenizer"]
 
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -50,3 +50,16 @@ def image_processor() -> Any:
 def make_processor(kind: Any = None) -> Any:
     """What renderers take for the whole processor, with an image processor of class ``kind``."""
     return SimpleNamespace(image_processor=(kind or image_processor())(**QWEN3_VL))
+
+
+def count_calls(kind: Any) -> list[None]:
+    """Notes each image that a processor of this class processes from now on."""
+    calls: list[None] = []
+    plain = kind.preprocess
+
+    def preprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return plain(self, *args, **kwargs)
+
+    kind.preprocess = preprocess
+    return calls

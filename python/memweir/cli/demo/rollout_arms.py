@@ -18,7 +18,7 @@ import numpy as np
 import memweir as mw
 
 from .arms import Clock  # keeps torch from being loaded where it is installed, too
-from .offline import make_processor, make_tokenizer
+from .offline import count_calls, make_processor, make_tokenizer
 from .rollouts import PROCESSED, TURNS, UPSTREAM
 
 
@@ -70,19 +70,6 @@ def prompt_digest(rendered: Any) -> str:
     images = rendered.multi_modal_data
     places = [(place.offset, place.length) for place in images.mm_placeholders["image"]]
     return mw.hash_value([rendered.token_ids, places, images.mm_hashes]).hex()
-
-
-def count_calls(kind: Any) -> list[None]:
-    """Notes each image that a processor of this class processes from now on."""
-    calls: list[None] = []
-    plain = kind.preprocess
-
-    def preprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return plain(self, *args, **kwargs)
-
-    kind.preprocess = preprocess
-    return calls
 
 
 def main(name: str, folder: Path) -> None:
