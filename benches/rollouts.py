@@ -1,7 +1,8 @@
 """Rollouts with images: K rollouts of 8 turns, a new 1024² image each turn, and what stays.
 
-Each cell is a process of its own. ``python -m benches.rollouts [ROUNDS]`` takes the median of so
-many rounds (1), ``python -m benches.rollouts --figures`` of 3.
+Each cell is a process of its own. ``python -m benches.rollouts [ROUNDS [AT_ONCE]]`` takes the
+median of so many rounds, ``python -m benches.rollouts --figures`` of 3, two cells at a time:
+that costs seconds and no memory. Cells of 128 rollouts and more are played once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -43,20 +45,22 @@ LARGE = [Cell(backend, 32, "1 GiB") for backend in BACKENDS]
 GROUPS = [Cell(backend, 64, "64 MiB", 8) for backend in BACKENDS]
 
 
-def main(rounds: int = 1) -> None:
+def main(rounds: int = 1, at_once: int = 1) -> None:
     rerender()
-    seen = {cell: play_all(cell, rounds) for cell in (*UPSTREAM, *SMALL, *LARGE, *GROUPS)}
+    cells = (*UPSTREAM, *SMALL, *LARGE, *GROUPS)
+    with ThreadPoolExecutor(at_once) as pool:
+        seen = dict(zip(cells, pool.map(lambda cell: play_all(cell, rounds), cells), strict=True))
     memory(seen)
 
 
 def play_all(cell: Cell, rounds: int) -> dict[str, float]:
     """The median of each figure."""
     all_of_them = []
-    for _ in range(rounds):
+    for _ in range(rounds if cell.rollouts < 128 else 1):
         command = [sys.executable, "-m", "benches.rollouts", "cell", json.dumps(cell)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         all_of_them.append(json.loads(done.stdout))
-        print(".", end="", file=sys.stderr, flush=True)
+        print(json.dumps(cell), done.stdout.strip(), file=sys.stderr, flush=True)
     return {name: median([one[name] for one in all_of_them]) for name in all_of_them[0]}
 
 
@@ -267,4 +271,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["cell"]:
         print(json.dumps(play(Cell(*json.loads(sys.argv[2])))))
     else:
-        main(3 if "--figures" in sys.argv else int((*sys.argv[1:], "1")[0]))
+        main(*((3, 2) if "--figures" in sys.argv else map(int, sys.argv[1:])))
