@@ -12,6 +12,7 @@ UV := $(shell command -v uv || echo build/uv/bin/uv)
 PIP = $(UV) pip install --quiet --constraints constraints.txt --python
 RUST := $(shell git ls-files 'rust/*' Cargo.toml Cargo.lock 2>/dev/null || find rust -name '*.rs')
 PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
+SOURCES := python tests benches rust/core rust/py rust/fuzz/src rust/fuzz/targets
 export CARGO_TERM_QUIET ?= true
 
 .PHONY: help demo test rust-test lint pytest hub0 bench wheel clean harden models fuzz fuzz-build fuzz-sizes asan
@@ -43,6 +44,8 @@ lint: build/dev.stamp
 	cargo clippy --manifest-path rust/fuzz/Cargo.toml --all-targets --locked --target-dir target -- -D warnings
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
+	@long=$$(find $(SOURCES) -name '*.rs' -o -name '*.py' -o -name '*.pyi' | xargs wc -l | awk '$$1 > 500 && $$2 != "total"'); \
+	  [ -z "$$long" ] || { echo "more than 500 lines, so more than one idea: $$long" >&2; exit 1; }
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
