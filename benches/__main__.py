@@ -8,9 +8,9 @@ import sys
 
 TIMES = (
     *("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire"),
-    "replies",
+    *("replies", "reading", "trim"),
 )
-ALL = (*TIMES, "memory", "images", "churn", "rollouts")
+ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy")
 
 
 def main(names: list[str]) -> None:

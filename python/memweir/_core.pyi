@@ -76,6 +76,7 @@ class Cache:
     def _evict(self, to: int) -> int: ...
     def _resize(self, budget: int) -> int: ...
     def _clear(self) -> int: ...
+    def _drop_outputs(self) -> int: ...
     def _stats(self) -> dict[str, int]: ...
 
 @final
@@ -218,6 +219,102 @@ class Descriptor:
     @property
     def arguments(self) -> str | None: ...
 
+@final
+class HeapJob:
+    """A job that gives memory back to the system: running, or done.
+
+    Equal to every other handle on the same job.
+    """
+
+    @property
+    def joined(self) -> bool:
+        """Whether the job ran already when this handle was asked for."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def steps(self) -> list[HeapStep]:
+        """What was done so far; all of it once the job is done."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits, off the GIL, until it is done or so many seconds are over; whether it is done.
+
+        Where no thread could be started for it, this does the work, however long that takes.
+        """
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class HeapStep:
+    """One step of a job, whether it could be taken or not."""
+
+    @property
+    def name(self) -> str:
+        """The allocator's call, ``"sweep"``, ``"thread"`` (none could be started) or ``"fork"``."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def why(self) -> str | None:
+        """Why it was not done, or what it left undone."""
+
+    @property
+    def returned(self) -> int | None:
+        """The allocator's own answer, which is no number of bytes but on macOS."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def anon_before(self) -> int | None:
+        """Anonymous memory of the process, resident, by the kernel's count."""
+
+    @property
+    def anon_after(self) -> int | None: ...
+    @property
+    def sweepers(self) -> int | None:
+        """Threads that held an arena at the same time; 0 when there was nothing to sweep."""
+
+    @property
+    def arenas_seen(self) -> int | None:
+        """Arenas that exist, the main one included."""
+
+    @property
+    def arenas_swept(self) -> int | None:
+        """Of these, those with less than 384 KiB at their tops afterwards, whoever made it so."""
+
+    @property
+    def tops_before(self) -> int | None:
+        """Free bytes at the tops of threads' arenas; also those that are not resident."""
+
+    @property
+    def tops_after(self) -> int | None: ...
+    @property
+    def trim_threshold(self) -> int | None:
+        """The trim threshold that was set after the sweep; ``None`` when it was not touched."""
+
+def heap_job(release: bool = True, sweep: bool = True) -> HeapJob:
+    """Has a thread that runs no Python give back what the allocator keeps, or joins one that does.
+
+    ``release`` is the allocator's own way. ``sweep`` goes on to the tops of glibc's arenas.
+    """
+
+def heap_flush() -> HeapStep:
+    """Has the allocator let go what it keeps for the calling thread alone."""
+
+def heap_allocator() -> tuple[str, str | None, str | None]:
+    """Kind, version and object of the allocator."""
+
+def heap_stats() -> tuple[int | None, int | None, int | None, int | None, int | None]:
+    """What the allocator counts: in use, free, mapped, arenas and their tops."""
+
+def heap_tune(knob: str, value: int) -> tuple[bool, str | None]:
+    """Sets one knob of the live allocator: whether it took effect, and what there is to say."""
+
+def heap_late() -> str | None:
+    """Why tuning comes too late for what was allocated before; ``None`` when it does not."""
+
 def _after_fork_in_child() -> None: ...
 
 _Algorithm: TypeAlias = Literal["blake3", "sha256"]
@@ -300,4 +397,143 @@ def hash_many(
 
     At most ``threads`` threads share the objects, one object to a thread; ``None``: as many as
     there are cores, at most 8, and no more than one for each mebibyte. They end with the call.
+    """
+
+@final
+class Memory:
+    """What this process uses and may use, in bytes. ``None`` is what this system does not tell.
+
+    The first five were read by the call; the others are read when they are first asked for, and
+    then stay what they are. Asked for in a forked child, what was not read yet is ``None``.
+    """
+
+    @property
+    def rss(self) -> int | None:
+        """Resident: pages in memory, those shared with other processes included."""
+
+    @property
+    def anon(self) -> int | None:
+        """Resident and of no file and no shared memory: what only this process can give back."""
+
+    @property
+    def charge(self) -> int | None:
+        """Charged to the process's cgroup: all its processes, and file pages it has read."""
+
+    @property
+    def limit(self) -> int | None:
+        """The least of :func:`limits`, as it was at most two seconds ago."""
+
+    @property
+    def limit_source(self) -> str | None:
+        """Who sets it: a cgroup's file, ``"RLIMIT_AS"``, ``"RLIMIT_DATA"`` or ``"host"``."""
+
+    @property
+    def file(self) -> int | None:
+        """Resident pages of mapped files."""
+
+    @property
+    def shmem(self) -> int | None:
+        """Resident pages of shared memory."""
+
+    @property
+    def swap(self) -> int | None:
+        """Swapped out."""
+
+    @property
+    def peak(self) -> int | None:
+        """The most that was ever resident."""
+
+    @property
+    def working_set(self) -> int | None:
+        """``charge`` less the file pages that the cgroup would drop first."""
+
+    @property
+    def available(self) -> int | None:
+        """What the host could still give out; its own view, not the cgroup's."""
+
+    @property
+    def pressure(self) -> Pressure | None:
+        """How long memory was waited for."""
+
+    @property
+    def pss(self) -> int | None:
+        """Resident, shared pages in part; only with ``detail=True``."""
+
+    @property
+    def uss(self) -> int | None:
+        """Resident pages of this process alone; only with ``detail=True``."""
+
+    @property
+    def huge(self) -> int | None:
+        """Anonymous memory in huge pages; only with ``detail=True``."""
+
+    @property
+    def detail_seconds(self) -> float | None:
+        """What reading the detail took."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as plain data."""
+
+@final
+class Pressure:
+    """Time in which ``some`` task, or the ``full`` set of them, waited for memory.
+
+    In percent of the last 10, 60 and 300 seconds, and in microseconds in all.
+    """
+
+    @property
+    def some_avg10(self) -> float: ...
+    @property
+    def some_avg60(self) -> float: ...
+    @property
+    def some_avg300(self) -> float: ...
+    @property
+    def some_total(self) -> int: ...
+    @property
+    def full_avg10(self) -> float: ...
+    @property
+    def full_avg60(self) -> float: ...
+    @property
+    def full_avg300(self) -> float: ...
+    @property
+    def full_total(self) -> int: ...
+    @property
+    def source(self) -> str:
+        """The file that tells: the cgroup's own where there is one, else the host's."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as plain data."""
+
+@final
+class Limit:
+    """A bound on the memory of this process."""
+
+    @property
+    def kind(self) -> str:
+        """``"memory.max"``, ``"memory.high"``, ``"memory.limit_in_bytes"``,
+        ``"hierarchical_memory_limit"``, ``"RLIMIT_AS"``, ``"RLIMIT_DATA"`` or ``"host"``.
+        """
+
+    @property
+    def source(self) -> str:
+        """The file that says so, or the kind again."""
+
+    @property
+    def bytes(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+def memory(full: bool = False, detail: bool = False) -> Memory:
+    """What this process uses now, and may use, in a few microseconds.
+
+    ``full=True`` reads everything at once. ``detail=True`` also has the kernel walk every mapping
+    for ``pss``, ``uss`` and ``huge``: milliseconds for each resident gibibyte, in which no other
+    thread can map or unmap. ``detail_seconds`` says what it took.
+    """
+
+def limits() -> list[Limit]:
+    """All bounds that were found, as they are now.
+
+    Those of the cgroup and of each cgroup around it, the process's own, and the host's memory.
     """

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["format_size", "memory_limit", "parse_size"]
 
+_UNKNOWN = 1 << 62  # where no limit can be read: only a percentage would need to know
 _SIZES = 1 << 63  # so many there are: the bytes of the largest address space
 _NAMES = ("B", "KiB", "MiB", "GiB", "TiB")
 _UNITS: dict[str, int] = {"": 1, "b": 1}
@@ -72,52 +68,13 @@ def format_size(nbytes: int) -> str:
 
 
 def memory_limit() -> int:
-    """Bytes this process may use: the smallest of RAM and the limits of its cgroups (v1, v2)."""
-    return min([_ram(), *_cgroup_limits()])
+    """Bytes this process may use: the least of :func:`memweir.limits`."""
+    from memweir._core import limits
+
+    return min((limit.bytes for limit in limits()), default=_UNKNOWN)
 
 
 def _checked(size: int, given: str) -> int:
     if size >= _SIZES:
         raise ValueError(f"a size larger than any address space: {given!r}")
     return size
-
-
-def _ram() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 62  # not a POSIX system: only a percentage would need to know
-
-
-def _cgroup_limits(root: Path | None = None, own: Path | None = None) -> list[int]:
-    from pathlib import Path
-
-    root = root or Path("/sys/fs/cgroup")
-    try:
-        lines = (own or Path("/proc/self/cgroup")).read_text().splitlines()
-    except OSError:
-        return []
-    limits = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mounts, name = [root, root / "unified"], "memory.max"
-        elif "memory" in controllers.split(","):
-            mounts, name = [root / "memory"], "memory.limit_in_bytes"
-        else:
-            continue
-        for mount in mounts:
-            group = mount / path.lstrip("/")
-            for level in (group, *group.parents):
-                limits.append(_limit(level / name))
-                if level == mount:
-                    break
-    return [limit for limit in limits if limit is not None]
-
-
-def _limit(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None  # this level has no such file, as a container's view often has not
-    return int(text) if text.isdecimal() else None

@@ -7,6 +7,7 @@ pub mod compact;
 pub mod descriptor;
 pub mod digest;
 pub mod error;
+pub mod heap;
 pub mod layout;
 pub mod lru;
 pub mod pack;

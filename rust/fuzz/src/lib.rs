@@ -6,6 +6,7 @@ pub mod descriptor;
 pub mod framing;
 mod image;
 pub mod layout;
+pub mod proc;
 pub mod record;
 
 #[cfg(test)]
@@ -43,6 +44,11 @@ mod tests {
     #[test]
     fn compact() {
         replay(include_str!("../seeds/compact.txt"), compact::check);
+    }
+
+    #[test]
+    fn proc() {
+        replay(include_str!("../seeds/proc.txt"), proc::check);
     }
 
     #[test]

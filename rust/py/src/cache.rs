@@ -214,6 +214,10 @@ impl PyCache {
         py.detach(|| self.cache.clear())
     }
 
+    fn _drop_outputs(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.cache.drop_outputs())
+    }
+
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let s = py.detach(|| self.cache.stats());
         let stats = PyDict::new(py);

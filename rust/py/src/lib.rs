@@ -4,7 +4,9 @@ mod borrow;
 mod cache;
 mod descriptor;
 mod digest;
+mod heap;
 mod pixels;
+mod proc;
 mod view;
 
 use pyo3::prelude::*;
@@ -23,12 +25,22 @@ mod _core {
         PyDigest, hash_array, hash_bytes, hash_file, hash_image, hash_many, hash_value,
     };
     #[pymodule_export]
+    use super::heap::{
+        PyHeapJob, PyHeapStep, heap_allocator, heap_flush, heap_job, heap_late, heap_stats,
+        heap_tune,
+    };
+    #[pymodule_export]
     use super::pixels::PyPixels;
+    #[pymodule_export]
+    use super::proc::{PyLimit, PyMemory, PyPressure, limits, memory};
     #[pymodule_export]
     use super::view::PyView;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Made here, where no other thread can be in the middle of it when one forks.
+        memweir_core::proc::reader::Reader::shared();
+        super::heap::prepare();
         m.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

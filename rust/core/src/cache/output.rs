@@ -1,6 +1,7 @@
 //! Pages for decoded arrays: the caller's while it has them, and kept warm for the next one of the
 //! same size while there is room for them.
 
+use super::room::Gone;
 use super::{Cache, State};
 use crate::arena::Piece;
 use crate::error::{Error, Result};
@@ -63,6 +64,15 @@ impl Drop for Output {
         if left.is_none_or(|piece| piece.discard().is_ok()) {
             self.cache.unlend(len);
         }
+    }
+}
+
+impl Cache {
+    /// Gives back the buffers that are kept for the next array. Returns the bytes that went.
+    pub fn drop_outputs(&self) -> usize {
+        let mut gone = Gone::default();
+        self.lock().drop_outputs(&mut gone);
+        self.dispose(gone, 0).0
     }
 }
 

@@ -2,3 +2,11 @@
 #![allow(unsafe_code)]
 
 pub mod fork;
+pub mod groups;
+mod kept;
+pub mod limits;
+pub mod reader;
+pub mod text;
+
+#[cfg(test)]
+mod tests;

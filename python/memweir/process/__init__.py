@@ -1,0 +1,1 @@
+"""The process around: its memory, its heap, and what gives both back."""

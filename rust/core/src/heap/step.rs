@@ -1,0 +1,83 @@
+//! What one step of giving back did.
+
+use super::sweep::Sweep;
+use std::time::Instant;
+
+/// One step, whether it could be taken or not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The call that was made, or would have been.
+    pub name: &'static str,
+    /// Whether it was made, and not refused.
+    pub ok: bool,
+    /// Why not, or what it left undone.
+    pub why: Option<String>,
+    /// The allocator's own answer. It is no number of bytes, but on macOS.
+    pub returned: Option<i64>,
+    /// How long it took.
+    pub seconds: f64,
+    /// Anonymous memory of the process before, by the kernel's count.
+    pub anon_before: Option<u64>,
+    /// And after.
+    pub anon_after: Option<u64>,
+    /// What a sweep has to say beside.
+    pub sweep: Option<Sweep>,
+}
+
+/// What a call came to, before it is known what it cost.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// As in [`Step`].
+    pub why: Option<String>,
+    /// As in [`Step`].
+    pub returned: Option<i64>,
+    /// Whether the call was not made, or refused.
+    pub failed: bool,
+    /// As in [`Step`].
+    pub sweep: Option<Sweep>,
+}
+
+impl Outcome {
+    /// The call was made and gave this answer.
+    pub fn done(returned: Option<i64>) -> Self {
+        Self { returned, ..Self::default() }
+    }
+
+    /// It was not made, or refused.
+    pub fn failed(why: impl Into<String>) -> Self {
+        Self { why: Some(why.into()), failed: true, ..Self::default() }
+    }
+}
+
+impl Step {
+    /// Makes a call and notes what it cost.
+    pub fn take(name: &'static str, call: impl FnOnce() -> Outcome) -> Self {
+        let (anon_before, start) = (anon(), Instant::now());
+        let outcome = call();
+        Self {
+            name,
+            ok: !outcome.failed,
+            why: outcome.why,
+            returned: outcome.returned,
+            seconds: start.elapsed().as_secs_f64(),
+            anon_before,
+            anon_after: anon(),
+            sweep: outcome.sweep,
+        }
+    }
+
+    /// A step that there is no call for. Asks the system nothing.
+    pub fn missing(name: &'static str, why: impl Into<String>) -> Self {
+        let why = Some(why.into());
+        let (returned, sweep, anon_before, anon_after) = (None, None, None, None);
+        Self { name, ok: false, why, returned, seconds: 0.0, anon_before, anon_after, sweep }
+    }
+}
+
+/// Resident memory of this process that no file is behind, shared memory aside.
+fn anon() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split(' ').skip(1).map(|number| number.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()??, pages.next()??);
+    Some(resident.saturating_sub(shared) * crate::arena::page() as u64)
+}

@@ -1,0 +1,275 @@
+//! Reads what this process uses and may use, again and again at little cost.
+
+use super::fork::{self, Forked};
+use super::groups::{self, Place};
+use super::kept::{Kept, LONGEST, Opened};
+use super::limits::{self, Limit, whole};
+use super::text::{self, Pressure, Rollup, Stat, Status};
+use crate::sync::Mutex;
+use std::any::Any;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long limits are taken for what they were. Whoever asks next reads them again.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// What costs next to nothing to know. `None` is what this system does not tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quick {
+    /// The process that this is of.
+    pub pid: u32,
+    /// Bytes of resident pages.
+    pub rss: Option<u64>,
+    /// Those that belong to nobody but processes.
+    pub anon: Option<u64>,
+    /// Bytes charged to the group.
+    pub charge: Option<u64>,
+    /// The least of all limits, as they were last read.
+    pub limit: Option<Limit>,
+}
+
+/// Pressure, and the file that tells it.
+pub type Stalls = (Pressure, Arc<str>);
+
+/// A file that is kept open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum File {
+    Statm,
+    Status,
+    Usage,
+    Stat,
+    GroupPressure,
+    Meminfo,
+    Pressure,
+}
+const FILES: usize = 7;
+
+impl File {
+    /// Whether it tells of the process that opened it.
+    fn is_own(self) -> bool {
+        matches!(self, Self::Statm | Self::Status)
+    }
+
+    /// Whether it belongs to a group.
+    fn is_of_group(self) -> bool {
+        matches!(self, Self::Usage | Self::Stat | Self::GroupPressure)
+    }
+}
+
+/// Reads for one process: this one.
+pub struct Reader {
+    /// Put before every path; tests have trees of their own.
+    root: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    kept: [Option<Kept>; FILES],
+    /// `/proc/self/cgroup` when the place was looked for.
+    membership: Vec<u8>,
+    place: Option<Arc<Place>>,
+    limit: Option<Limit>,
+    /// When the limits are to be read again, and by which process they were.
+    due: Option<(Instant, u32)>,
+}
+
+/// What a look needs of the state.
+struct Known {
+    statm: Option<Kept>,
+    usage: Option<Kept>,
+    limit: Option<Limit>,
+    due: Option<(Instant, u32)>,
+}
+
+impl Forked for Reader {
+    fn hold(self: Arc<Self>) -> Box<dyn Any> {
+        fork::hold(self, |reader| &reader.state)
+    }
+
+    /// Each look compares who is looking.
+    fn forked(&self) {}
+
+    fn in_child(&self) {}
+}
+
+impl Reader {
+    /// A reader of the files below `root`. It opens nothing yet.
+    pub fn new(root: &Path) -> Arc<Self> {
+        let reader = Arc::new(Self { root: root.to_owned(), state: Mutex::default() });
+        fork::register(&reader);
+        reader
+    }
+
+    /// The reader that everybody shares.
+    pub fn shared() -> &'static Arc<Self> {
+        static SHARED: OnceLock<Arc<Reader>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::new(Path::new("/")))
+    }
+
+    /// Resident bytes, the group's charge and the limit.
+    pub fn quick(&self) -> Quick {
+        self.quick_unless_due().unwrap_or_else(|| {
+            self.limits();
+            self.look(std::process::id(), self.known())
+        })
+    }
+
+    /// The same; `None` when the limits are to be read again, which takes twenty times as long.
+    pub fn quick_unless_due(&self) -> Option<Quick> {
+        let (pid, known) = (std::process::id(), self.known());
+        let (due, by) = known.due?;
+        (by == pid && Instant::now() < due).then(|| self.look(pid, known))
+    }
+
+    fn known(&self) -> Known {
+        let state = fork::lock(&self.state);
+        Known {
+            statm: state.kept[File::Statm as usize],
+            usage: state.kept[File::Usage as usize],
+            limit: state.limit.clone(),
+            due: state.due,
+        }
+    }
+
+    fn look(&self, pid: u32, known: Known) -> Quick {
+        let mut buffer = [0; 256];
+        let page = limits::page();
+        let statm =
+            self.again(File::Statm, known.statm, pid, &mut buffer, |t| text::statm(t, page));
+        let charge = self.again(File::Usage, known.usage, pid, &mut buffer, text::lone);
+        Quick {
+            pid,
+            rss: statm.map(|s| s.resident),
+            anon: statm.map(|s| s.resident.saturating_sub(s.shared)),
+            charge,
+            limit: known.limit,
+        }
+    }
+
+    /// Resident bytes by kind, and what is not resident.
+    pub fn status(&self) -> Option<Status> {
+        self.read(File::Status, text::status)
+    }
+
+    /// What the group's charge is made of.
+    pub fn stat(&self) -> Option<Stat> {
+        self.read(File::Stat, text::stat)
+    }
+
+    /// Bytes that the machine could still give out.
+    pub fn available(&self) -> Option<u64> {
+        self.read(File::Meminfo, |t| text::meminfo(t, "MemAvailable:"))
+    }
+
+    /// How long memory was waited for: in the group where it tells, else on the machine.
+    pub fn pressure(&self) -> Option<Stalls> {
+        [File::GroupPressure, File::Pressure].into_iter().find_map(|file| {
+            let pressure = self.read(file, text::pressure)?;
+            let place = fork::lock(&self.state).place.clone();
+            Some((pressure, self.path(file, place.as_deref())?.to_string_lossy().into()))
+        })
+    }
+
+    /// Shares of every mapping. The kernel walks all of them, and changes none meanwhile: this takes
+    /// milliseconds for each gibibyte.
+    pub fn rollup(&self) -> Option<Rollup> {
+        text::rollup(&whole(&self.root.join("proc/self/smaps_rollup"))?)
+    }
+
+    /// All limits, as they are now.
+    pub fn limits(&self) -> Vec<Limit> {
+        let pid = std::process::id();
+        let (known, place) = {
+            let mut state = fork::lock(&self.state);
+            // Others go on with what was read last, if anything was.
+            if state.limit.is_some() {
+                state.due = Some((Instant::now() + PERIOD, pid));
+            }
+            (std::mem::take(&mut state.membership), state.place.clone())
+        };
+        let membership = whole(&self.root.join("proc/self/cgroup")).unwrap_or_default();
+        let place = if known == membership { place } else { self.find(&membership) };
+
+        let mut found = place.as_deref().map(limits::of_groups).unwrap_or_default();
+        found.extend(limits::of_process());
+        found.extend(
+            self.read(File::Meminfo, |text| Limit::host(Some(text))).or_else(|| Limit::host(None)),
+        );
+
+        let mut state = fork::lock(&self.state);
+        state.due = Some((Instant::now() + PERIOD, pid));
+        state.limit = found.iter().min_by_key(|limit| limit.bytes).cloned();
+        state.membership = membership;
+        if state.place != place {
+            state.place = place;
+            state.kept[File::Usage as usize] = None;
+            state.kept[File::Stat as usize] = None;
+            state.kept[File::GroupPressure as usize] = None;
+        }
+        found
+    }
+
+    /// The group of this process, where its files can be read.
+    fn find(&self, membership: &[u8]) -> Option<Arc<Place>> {
+        let mounts = whole(&self.root.join("proc/self/mountinfo"))?;
+        let places = groups::places(membership, &mounts, &self.root);
+        places.into_iter().find_map(|mut place| {
+            // A group without the controller is charged to the next around it that has it.
+            while !place.usage().exists() {
+                place.levels.remove(0);
+                if place.levels.is_empty() {
+                    return None;
+                }
+            }
+            Some(Arc::new(place))
+        })
+    }
+
+    fn read<T>(&self, file: File, parse: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+        if file.is_of_group() && fork::lock(&self.state).due.is_none() {
+            self.limits(); // by which the group is found
+        }
+        let kept = fork::lock(&self.state).kept[file as usize];
+        self.again(file, kept, std::process::id(), &mut [0; LONGEST], parse)
+    }
+
+    /// Reads a file by the descriptor that was `kept`, or opens it anew.
+    fn again<T>(
+        &self,
+        file: File,
+        kept: Option<Kept>,
+        pid: u32,
+        buffer: &mut [u8],
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Option<T> {
+        let usable = kept.filter(|kept| kept.is_of(pid) || !file.is_own());
+        if let Some(text) = usable.and_then(|kept| kept.read(buffer)) {
+            return parse(text);
+        }
+        let place = if file.is_of_group() { fork::lock(&self.state).place.clone() } else { None };
+        let opened = Opened::new(&self.path(file, place.as_deref())?, pid)?;
+        let value = parse(opened.read(buffer)?)?;
+        let mut state = fork::lock(&self.state);
+        let moved = file.is_of_group() && state.place != place;
+        let slot = &mut state.kept[file as usize];
+        // Another thread may have been first; then this one closes its own, which nobody has seen.
+        if *slot == kept && !moved {
+            *slot = Some(opened.keep());
+        }
+        Some(value)
+    }
+
+    fn path(&self, file: File, place: Option<&Place>) -> Option<PathBuf> {
+        Some(match file {
+            File::Statm => self.root.join("proc/self/statm"),
+            File::Status => self.root.join("proc/self/status"),
+            File::Meminfo => self.root.join("proc/meminfo"),
+            File::Pressure => self.root.join("proc/pressure/memory"),
+            File::Usage => place?.usage(),
+            File::Stat => place?.levels[0].join("memory.stat"),
+            File::GroupPressure => place?.pressure()?,
+        })
+    }
+}

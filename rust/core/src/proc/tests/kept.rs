@@ -1,0 +1,76 @@
+use super::tree::Tree;
+use crate::proc::kept::*;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
+
+#[test]
+fn a_kept_file_is_read_from_its_start_as_it_is_now() {
+    let tree = Tree::new();
+    tree.write("a", "first");
+    let opened = Opened::new(&tree.path().join("a"), 7).unwrap();
+    let kept = opened.keep();
+    let mut buffer = [0; 16];
+    assert_eq!(kept.read(&mut buffer).unwrap(), b"first");
+    tree.write("a", "second");
+    assert_eq!(kept.read(&mut buffer).unwrap(), b"second");
+    assert_eq!(kept.read(&mut buffer[..3]).unwrap(), b"sec");
+    assert!(kept.is_of(7) && !kept.is_of(8));
+    tree.remove("a");
+    assert_eq!(kept.read(&mut buffer).unwrap(), b"second");
+}
+
+#[test]
+fn what_is_not_kept_is_closed() {
+    let tree = Tree::new();
+    tree.write("a", "text");
+    let opened = Opened::new(&tree.path().join("a"), 0).unwrap();
+    assert_eq!(opened.read(&mut [0; 16]).unwrap(), b"text");
+    drop(opened);
+    let number = || {
+        let opened = Opened::new(&tree.path().join("a"), 0).unwrap();
+        opened.number()
+    };
+    let highest = (0..5000).map(|_| number()).max().unwrap();
+    assert!(highest > libc::STDERR_FILENO && highest < 2500, "{highest}");
+}
+
+/// As after `closerange` and an `open` that got the same number.
+#[test]
+fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
+    let tree = Tree::new();
+    tree.write("ours", "ours");
+    tree.write("theirs", "theirs");
+    let kept = Opened::new(&tree.path().join("ours"), 0).unwrap().keep();
+    let mut theirs =
+        File::options().read(true).write(true).open(tree.path().join("theirs")).unwrap();
+    // SAFETY: both numbers are open; the first is nobody's but ours.
+    assert_eq!(unsafe { libc::dup2(theirs.as_raw_fd(), kept.number()) }, kept.number());
+    assert_eq!(kept.read(&mut [0; 16]), None);
+    // SAFETY: it is open: the copy that was just made.
+    assert_eq!(unsafe { libc::lseek(kept.number(), 0, libc::SEEK_CUR) }, 0, "still open");
+    theirs.write_all(b"more").unwrap();
+    theirs.rewind().unwrap();
+    let mut text = String::new();
+    theirs.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "morers");
+}
+
+#[test]
+fn a_number_that_is_closed_is_not_read() {
+    let tree = Tree::new();
+    tree.write("ours", "ours");
+    let kept = Opened::new(&tree.path().join("ours"), 0).unwrap().keep();
+    // SAFETY: the descriptor is nobody's but ours.
+    unsafe { libc::close(kept.number()) };
+    let found = kept.read(&mut [0; 16]).map(<[u8]>::to_vec);
+    assert_ne!(found.as_deref(), Some(&b"ours"[..]));
+}
+
+#[test]
+fn a_folder_or_a_missing_file_is_no_text() {
+    let tree = Tree::new();
+    assert!(Opened::new(&tree.path().join("missing"), 0).is_none());
+    let folder = Opened::new(tree.path(), 0).unwrap();
+    assert_eq!(folder.read(&mut [0; 16]), None);
+}
