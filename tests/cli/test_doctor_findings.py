@@ -1,90 +1,311 @@
-"""Pairs of libraries that break each other, by the metadata of real releases."""
+"""Every finding, on facts that make it appear and on some that do not."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from importlib import metadata
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from doctor_kit import GIB, found, names, settings_facts, sound
 
 from memweir.cli import doctor
+from memweir.cli.doctor.finding import Facts
+from memweir.settings import Settings
 
-OLDER = Path(__file__).parents[2] / ".venv-hub0" / "lib"
-
-
-def findings(*paths: Path, package: str = "") -> dict[str, str]:
-    """What the doctor finds where these folders come first."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-m", "memweir", "doctor", "--json"],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    found: dict[str, str] = json.loads(done.stdout)["findings"]
-    return found
+Change = Callable[[Facts], object]
 
 
-def older(folder: Path, package: str) -> Path:
-    """A folder that says that a package of the generation before is installed."""
-    found = next(OLDER.glob(f"python*/site-packages/{package}-*.dist-info"), None)
-    if found is None:
-        pytest.skip("`make hub0` has not been run: no metadata of that generation")
-    shutil.copytree(found, folder / found.name)
-    return folder
+def group(name: str, size: int, folder: str = "/sys/fs/cgroup/app") -> dict[str, Any]:
+    return {"kind": name, "source": f"{folder}/{name}", "bytes": size}
 
 
-def test_the_environment_of_the_tests_is_sound() -> None:
-    assert not [name for name in findings() if "hub" in name]
+def bounds(*more: dict[str, Any], **other: Any) -> Change:
+    def change(facts: Facts) -> None:
+        facts["limits"]["bounds"] += more
+        facts["limits"]["limit"] = min(one["bytes"] for one in facts["limits"]["bounds"])
+        facts["limits"].update(other)
+
+    return change
 
 
-def test_a_newer_transformers_with_an_older_hub(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    (told,) = [
-        text
-        for name, text in findings(older(tmp_path, "huggingface_hub")).items()
-        if name == "transformers and huggingface-hub"
-    ]
-    assert told.startswith(f"transformers {metadata.version('transformers')} needs huggingface-hub")
-    assert told.endswith("and 0.36.2 is there")
+def kernel(**seen: Any) -> Change:
+    return lambda facts: facts["kernel"].update(seen)
 
 
-def test_an_older_transformers_with_a_newer_hub(tmp_path: Path) -> None:
-    told = findings(older(tmp_path, "transformers"))["transformers and huggingface-hub"]
-    assert told.startswith("transformers 4.57.6 needs huggingface-hub<1.0,>=0.34.0")
+def limits(**seen: Any) -> Change:
+    return lambda facts: facts["limits"].update(seen)
 
 
-def test_both_of_the_older_generation_fit(tmp_path: Path) -> None:
-    folder = older(older(tmp_path, "transformers"), "huggingface_hub")
-    assert "transformers and huggingface-hub" not in findings(folder)
+def variable(
+    name: str, value: str = "1", *, late: bool | None = False, kind: str = "glibc"
+) -> Change:
+    def change(facts: Facts) -> None:
+        facts["environment"]["variables"][name] = {"value": value, "late": late}
+        facts["allocator"]["kind"] = kind
+
+    return change
 
 
-def test_a_package_that_does_not_declare_what_it_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"renderers": "0.1.12"}
-    monkeypatch.setattr(doctor, "_version", versions.get)
-    assert "install httpx" in doctor.findings()["renderers without httpx"]
-    versions["httpx"] = "0.28"
-    assert "renderers without httpx" not in doctor.findings()
+def variables(*changes: Change) -> Change:
+    return lambda facts: [change(facts) for change in changes]
 
 
-def test_a_need_of_another_platform_or_extra_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", {"a": "1", "b-c": "1"}.get)
-    needs = [
-        'b-c>=9; sys_platform == "nowhere"',
-        'b_c>=9; extra == "more"',
-        "other>=9",
-    ]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda package: needs)
-    assert doctor._need("a", "b-c") is None
-    needs.append("b_c>=2")
-    assert doctor._need("a", "b-c") == "a 1 needs b-c>=2, and 1 is there"
-    assert doctor._need("none", "b-c") is None
-    monkeypatch.setattr(doctor, "_version", {"a": "1"}.get)
-    assert doctor._need("a", "b-c") == "a 1 needs b-c>=2, not installed"
+def unknown(nearest: str | None) -> Change:
+    return lambda facts: facts["environment"]["unknown"].update({"MEMWEIR_X": nearest})
+
+
+def preload(name: str, kind: str, *, there: bool, serves: str | None = "jemalloc") -> Change:
+    def change(facts: Facts) -> None:
+        facts["allocator"]["preload"] = [{"name": name, "there": there, "allocator": serves}]
+        facts["allocator"]["kind"] = kind
+        facts["environment"]["variables"]["MALLOC_CONF"] = {
+            "value": "background_thread:true",
+            "late": False,
+        }
+        if kind != "jemalloc":
+            del facts["environment"]["variables"]["MALLOC_CONF"]
+
+    return change
+
+
+def allocator(kind: str) -> Change:
+    return lambda facts: facts["allocator"].update(kind=kind)
+
+
+def settings(made: Settings | None = None, **seen: Any) -> Change:
+    def change(facts: Facts) -> None:
+        if made is not None:
+            facts["settings"]["values"] = settings_facts(made)
+        facts["settings"].update(seen)
+
+    return change
+
+
+def tuned(tune: str | None = "images", **seen: Any) -> Change:
+    done = {"by": "PixelCache", "profile": "images", "why": None, "late": None, "knobs": []}
+    return settings(Settings(tune=tune), applied={**done, **seen})
+
+
+REFUSED = {"name": "M_ARENA_MAX", "value": 2, "ok": False, "why": "too late"}
+TAKEN = {**REFUSED, "ok": True, "why": None}
+JEMALLOC = "/usr/lib/libjemalloc.so.2"
+WAITS = Settings(session_profile="lean", idle_unload=5)
+CONF = "background_thread:true,dirty_decay_ms:1000"
+NUMPY = "NUMPY_MADVISE_HUGEPAGE"
+
+
+def without_numpy(**seen: str) -> Change:
+    def change(facts: Facts) -> None:
+        facts["environment"]["variables"].pop(NUMPY, None)
+        facts["kernel"]["huge_pages"] = seen.get("pages", "madvise")
+        facts["allocator"]["kind"] = seen.get("kind", "glibc")
+        if seen.get("kind") == "jemalloc":
+            variable("MALLOC_CONF", CONF, kind="jemalloc")(facts)
+
+    return change
+
+
+# The finding, how bad it is, what makes it appear, and what is next to it and does not.
+CASES: list[tuple[str, str, Change, Change]] = [
+    ("huge-pages-always", "warning", kernel(huge_pages="always"), kernel(huge_pages=None)),
+    ("huge-pages-never", "note", kernel(huge_pages="never"), kernel(huge_pages="madvise")),
+    ("overcommit-strict", "warning", kernel(overcommit_memory=2), kernel(overcommit_memory=1)),
+    ("maps-few", "warning", kernel(max_map_count=65529), kernel(max_map_count=None)),
+    ("maps-many", "warning", kernel(maps=60_000), kernel(maps=50_000)),
+    ("pressure-unreadable", "note", kernel(pressure=False), kernel(pressure=True)),
+    ("swap-none", "note", kernel(swap=0), kernel(swap=None)),
+    (
+        "limit-below-ram",
+        "note",
+        bounds(group("memory.max", 2 * GIB)),
+        bounds(group("memory.max", 16 * GIB)),
+    ),
+    (
+        "throttled-above",
+        "note",
+        bounds(group("memory.high", 8 * GIB), group("memory.max", 16 * GIB), charge=GIB),
+        bounds(group("memory.high", 16 * GIB), group("memory.max", 16 * GIB), charge=GIB),
+    ),
+    (
+        "throttled",
+        "warning",
+        bounds(group("memory.high", 8 * GIB), charge=8 * GIB),
+        bounds(group("memory.max", 16 * GIB), charge=8 * GIB),
+    ),
+    (
+        "limit-near",
+        "warning",
+        bounds(group("memory.max", 16 * GIB), working_set=15 * GIB),
+        bounds(group("memory.max", 16 * GIB), working_set=14 * GIB),
+    ),
+    (
+        "address-space-limited",
+        "warning",
+        bounds({"kind": "RLIMIT_AS", "source": "RLIMIT_AS", "bytes": 32 * GIB}),
+        bounds(),
+    ),
+    (
+        "threads-of-host",
+        "warning",
+        limits(cpu_quota=2.0),
+        variables(limits(cpu_quota=2.0), variable("OMP_NUM_THREADS", "2")),
+    ),
+    ("threads-of-host", "warning", limits(cpu_quota=0.5), limits(cpu_quota=4.0)),
+    (
+        "shared-memory-counts",
+        "note",
+        bounds(group("memory.max", 16 * GIB), shared_memory=17 * GIB),
+        bounds(group("memory.max", 16 * GIB), shared_memory=16 * GIB),
+    ),
+    ("shared-memory-small", "warning", limits(shared_memory=64 << 20), limits(shared_memory=None)),
+    ("variable-unknown", "warning", unknown("MEMWEIR_TUNE"), variable("MEMWEIR_TUNE", "images")),
+    ("variable-unknown", "warning", unknown(None), variable("OTHER")),
+    (
+        "variable-misspelt",
+        "problem",
+        variable("MALLOC_TRIM_THRESHOLD", "131072"),
+        variable("MALLOC_TRIM_THRESHOLD_", "131072"),
+    ),
+    (
+        "variable-misspelt",
+        "problem",
+        variable("MALLOC_ARENA_MAX_", "2"),
+        variable("MALLOC_ARENA_MAX", "2"),
+    ),
+    (
+        "variable-no-number",
+        "problem",
+        variable("MALLOC_TRIM_THRESHOLD_", "128K"),
+        variable("MALLOC_TRIM_THRESHOLD_", " 131072 "),
+    ),
+    (
+        "variable-late",
+        "problem",
+        variable("MALLOC_ARENA_MAX", "2", late=True),
+        variable("MALLOC_ARENA_MAX", "2", late=None),
+    ),
+    (
+        "variable-late",
+        "problem",
+        variable("MIMALLOC_PURGE_DELAY", "0", late=True, kind="mimalloc"),
+        variable("MEMWEIR_TUNE", "images", late=True),
+    ),
+    (
+        "variable-maybe-late",
+        "warning",
+        variable(NUMPY, "0", late=True),
+        variable("ARROW_DEFAULT_MEMORY_POOL", "system", late=True),
+    ),
+    (
+        "variable-idle",
+        "warning",
+        variables(variable("MALLOC_CONF", CONF), variable("MALLOC_ARENA_MAX", kind="jemalloc")),
+        variable("MALLOC_ARENA_MAX"),
+    ),
+    (
+        "variable-idle",
+        "warning",
+        variable("MALLOC_CONF", CONF),
+        variable("MALLOC_CONF", CONF, kind="jemalloc"),
+    ),
+    (
+        "variable-idle",
+        "warning",
+        variable("TCMALLOC_RELEASE_RATE", kind="mimalloc"),
+        variable("MIMALLOC_PURGE_DELAY", kind="mimalloc"),
+    ),
+    (
+        "variable-idle",
+        "warning",
+        variable("GLIBC_TUNABLES", "glibc.malloc.arena_max=2", kind="mimalloc"),
+        variable("GLIBC_TUNABLES", "glibc.rtld.nns=4", kind="mimalloc"),
+    ),
+    (
+        "jemalloc-no-background",
+        "note",
+        variable("MALLOC_CONF", "dirty_decay_ms:1000", kind="jemalloc"),
+        variable("MALLOC_CONF", CONF, kind="jemalloc"),
+    ),
+    ("jemalloc-no-background", "note", allocator("jemalloc"), allocator("glibc")),
+    ("numpy-huge-pages", "note", without_numpy(), without_numpy(kind="jemalloc")),
+    ("numpy-huge-pages", "note", without_numpy(), variable("OTHER")),
+    (
+        "torch-conf-twice",
+        "warning",
+        variables(
+            variable("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
+            variable("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128"),
+        ),
+        variables(variable("PYTORCH_ALLOC_CONF"), variable("PYTORCH_CUDA_ALLOC_CONF")),
+    ),
+    (
+        "preload-missing",
+        "problem",
+        preload("/nowhere/libx.so", "glibc", there=False, serves=None),
+        preload("/usr/lib/libx.so", "glibc", there=True, serves=None),
+    ),
+    (
+        "preload-idle",
+        "problem",
+        preload(JEMALLOC, "glibc", there=True),
+        preload(JEMALLOC, "jemalloc", there=True),
+    ),
+    ("allocator-unknown", "warning", allocator("musl"), allocator("mimalloc")),
+    ("tcmalloc-keeps", "note", allocator("tcmalloc"), allocator("mimalloc")),
+    ("setting-bad", "problem", settings(error="MEMWEIR_TUNE: no such name"), settings(Settings())),
+    ("budget-over-limit", "problem", settings(budget=16 * GIB), settings(budget=15 * GIB)),
+    ("setting-waits", "note", settings(WAITS), settings(Settings(tune="images"))),
+    ("tune-failed", "warning", tuned(why="OSError: no"), tuned()),
+    ("tune-late", "warning", tuned(late="threads run"), tuned()),
+    ("tune-refused", "note", tuned(knobs=[REFUSED]), tuned(knobs=[TAKEN])),
+    ("tune-other", "note", tuned("models"), tuned("images")),
+]
+ELSEWHERE = {"pair-broken", "undeclared-missing"}
+
+
+def test_a_sound_machine_has_nothing() -> None:
+    assert found(sound()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "severity", "appears", "absent"), CASES, ids=[case[0] for case in CASES]
+)
+def test_a_finding(name: str, severity: str, appears: Change, absent: Change) -> None:
+    facts = sound()
+    appears(facts)
+    (one,) = {found.severity for found in found(facts) if found.name == name}
+    assert one == severity
+    assert names(facts) - {name} <= {"throttled-above", "limit-below-ram", "variable-idle"}
+    for each in found(facts):
+        assert each.what
+        assert each.do
+    other = sound()
+    absent(other)
+    assert name not in names(other)
+
+
+def test_every_finding_is_tried() -> None:
+    told: set[str] = set()
+    for path in Path(doctor.__file__).parent.glob("*.py"):
+        told |= set(re.findall(r'^\s+"([a-z]+(?:-[a-z]+)+)"[,\s]', path.read_text(), re.MULTILINE))
+        told |= set(re.findall(r'"(throttled(?:-above)?)"', path.read_text()))
+    assert told == {case[0] for case in CASES} | ELSEWHERE
+
+
+def test_the_worst_comes_first() -> None:
+    facts = sound()
+    for _, _, appears, _ in CASES:
+        appears(facts)
+    order = [one.severity for one in found(facts)]
+    assert order == sorted(order, key=("problem", "warning", "note").index)
+    assert set(order) == {"problem", "warning", "note"}
+
+
+def test_a_setting_that_waits_says_for_what() -> None:
+    facts = sound()
+    settings(WAITS)(facts)
+    told = {one.subject: one.what for one in found(facts)}
+    assert set(told) == {"ONNX sessions", "model pools"}
+    assert told["model pools"].startswith("idle_unload: takes effect with model pools")

@@ -54,7 +54,11 @@ def demo_rollouts(
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
-    """What memweir sees here: versions, the allocator, memory limits."""
+    """What memweir sees here, what is wrong with it, and what to do.
+
+    Versions, the allocator, memory limits and who sets them, variables, settings. Exits with 1 if
+    something is broken or does nothing of what it was meant to; warnings and notes are no failure.
+    """
     from . import doctor as command
 
-    command.run(as_json=json)
+    raise typer.Exit(command.run(as_json=json))

@@ -92,11 +92,11 @@ class PixelCache(_core.Cache):
     ) -> PixelCache:
         if compact not in ("auto", "off"):
             raise ValueError(f'compact is "auto" or "off", not {compact!r}')
-        if budget is None:
-            from memweir import settings
+        from memweir import settings
 
-            budget = settings.current().cache_budget
-        self = super().__new__(cls, parse_size(budget), compact == "auto")
+        defaults = settings.first_use("PixelCache")
+        size = parse_size(defaults.cache_budget if budget is None else budget)
+        self = super().__new__(cls, size, compact == "auto")
         self.name = name
         self.compact = compact
         self._flights = Flights()
