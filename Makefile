@@ -8,6 +8,7 @@ PYTHON ?= python3
 DEV := .venv
 DEMO := .venv-demo
 HUB0 := .venv-hub0
+ALLOCATORS := libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0
 UV := $(shell command -v uv || echo build/uv/bin/uv)
 PIP = $(UV) pip install --quiet --constraints constraints.txt --python
 RUST := $(shell git ls-files 'rust/*' Cargo.toml Cargo.lock 2>/dev/null || find rust -name '*.rs')
@@ -49,7 +50,7 @@ lint: build/dev.stamp
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
-pytest: build/dev.stamp build/hub0.stamp
+pytest: build/dev.stamp build/hub0.stamp build/allocators.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests/pixels $(PYTEST_ARGS) & half=$$!; \
 	status=0; \
@@ -127,6 +128,16 @@ build/dev.stamp: build/env.stamp $(RUST)
 build/hub0.stamp: tests/probes/hub0.txt | $(DEV)/bin/python
 	[ -x $(HUB0)/bin/python ] || $(UV) venv --quiet --python $(PYTHON) $(HUB0)
 	$(UV) pip install --quiet --python $(HUB0)/bin/python -r tests/probes/hub0.txt
+	@touch $@
+
+# Allocators to preload; their tests say why they are skipped where these are not to be had.
+build/allocators.stamp: Makefile
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(ALLOCATORS) >/dev/null 2>&1; then \
+	  apt="apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20"; \
+	  install="$$apt install -y --no-install-recommends $(ALLOCATORS)"; \
+	  { $$install || { $$apt update && $$install; }; } >/dev/null 2>&1 || \
+	  echo "not installed: $(ALLOCATORS); their tests are skipped" >&2; fi
+	@mkdir -p build
 	@touch $@
 
 build/wheel.stamp: pyproject.toml README.md LICENSE $(RUST) $(PY) | $(UV) build/tools.stamp
