@@ -28,7 +28,7 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from .errors import Busy, LoadFailed
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     Check: TypeAlias = Callable[[], T | None] | None
     Seconds: TypeAlias = float | None
 
-__all__ = ["Flights", "Load", "current", "is_async"]
+__all__ = ["Flights", "Load", "current", "detached", "is_async"]
 
 _PATROL = 1.0  # seconds between a waiter's own looks at its flight
 
@@ -98,6 +98,13 @@ def current() -> Load | None:
     """The innermost load that this code is part of, through threads and tasks of its context."""
     loads = _loads.get()
     return loads[-1] if loads else None
+
+
+def detached() -> Context:
+    """A copy of this context for work that none of its loads waits for."""
+    context = copy_context()
+    context.run(_loads.set, ())
+    return context
 
 
 def is_async(function: Callable[[], object]) -> bool:

@@ -59,25 +59,45 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     changes nothing. Time is linear in the length.
     """
     known = sorted({s for secret in secrets if (s := secret.strip())}, key=lambda s: (-len(s), s))
-    literal = re.compile("|".join(map(re.escape, known))) if known else None
-    clean = _hidden(text, literal)
+    clean = _hidden(text, known)
     if "\x1b" not in clean and "\x9b" not in clean:
         return clean
     plain = _ANSI.sub("", clean)
-    again = _hidden(plain, literal)
+    again = _hidden(plain, known)
     return clean if again == plain else again
 
 
-def _hidden(text: str, literal: re.Pattern[str] | None) -> str:
+def _hidden(text: str, known: list[str]) -> str:
     # A mark is left as it is, and nothing is found across it.
-    return MARK.join(_hide(piece, literal) for piece in text.split(MARK))
+    return MARK.join(_hide(piece, known) for piece in text.split(MARK))
 
 
-def _hide(piece: str, literal: re.Pattern[str] | None) -> str:
+def _hide(piece: str, known: list[str]) -> str:
     # The literals first, by themselves: what is left of the text is then searched as it will be
     # the next time, so that a second pass finds nothing new.
-    parts = [piece] if literal is None else literal.split(piece)
+    parts = _between(piece, known) if known else [piece]
     return MARK.join(_SHOWN.sub(MARK, part) if _hinted(part) else part for part in parts)
+
+
+def _between(text: str, known: list[str]) -> list[str]:
+    """What stands between the literals; of those at one place the first in the list is taken.
+
+    Not by a pattern: `re` would keep it, and the secrets in it, when their owner has let go.
+    """
+    ahead = {literal: at for literal in known if (at := text.find(literal)) >= 0}
+    parts, begin = [], 0
+    while ahead:
+        literal = min(ahead, key=ahead.__getitem__)
+        at = ahead[literal]
+        parts.append(text[begin:at])
+        begin = at + len(literal)
+        for each in [each for each, at in ahead.items() if at < begin]:
+            found = text.find(each, begin)
+            if found < 0:
+                del ahead[each]
+            else:
+                ahead[each] = found
+    return [*parts, text[begin:]]
 
 
 def _hinted(text: str) -> bool:

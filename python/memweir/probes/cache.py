@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from math import inf
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,11 +17,13 @@ from typing import (
     overload,
 )
 
+from memweir import _flight
 from memweir._flight import Flights
 from memweir.errors import Busy, LoadFailed
 from memweir.identifiers import check_identifier
 from memweir.probes.auth import ANY, Token, _Auth
 from memweir.probes.classify import Failure, classify_hub
+from memweir.probes.jobs import OwnersAlone
 from memweir.probes.keys import OMITTED, UNCACHEABLE, Auth, Keys
 from memweir.probes.options import Options, ProbeStats, refuse_reserved
 from memweir.probes.policy import TTL, Backoff
@@ -104,7 +107,7 @@ class ProbeCache(Generic[T]):
     ) -> None:
         if not callable(probe):
             raise TypeError(f"a probe is callable, not {type(probe).__name__}")
-        if deadline is not None and not deadline > 0:
+        if deadline is not None and not 0 < deadline < inf:
             raise ValueError("a deadline is a positive number of seconds, or None")
         if max_entries < 1 or max_inflight < 1:
             raise ValueError("max_entries and max_inflight are at least 1")
@@ -133,7 +136,7 @@ class ProbeCache(Generic[T]):
         self._takes_token = auth is not False
         self._flights = Flights()
         self._slots = Slots(max_entries)
-        self._refreshing: dict[Slot, object] = {}
+        self._refreshing: dict[Slot, _Refresh] = {}
         self._tasks: set[Any] = set()
         self._hits = self._misses = self._backoffs = self._stale = self._uncacheable = 0
         _caches.add(self)
@@ -163,14 +166,12 @@ class ProbeCache(Generic[T]):
         if not refresh and (hit := self._hit(key)) is not None:
             return hit
         question = self._question(key, token, dims, refresh)
+        del token  # an error that the probe raises carries this frame
         known = self._at_once(question, stale_ok)
         if known is None:
             return self._join(question, timeout)
-        if known.source == "stale" and self._begin_refresh(question):
-            import threading
-
-            name = f"memweir-refresh-{self.name}"
-            threading.Thread(target=self._refresh, args=(question,), name=name, daemon=True).start()
+        if known.source == "stale":
+            self._refresh(question)
         return known
 
     async def aget(
@@ -193,15 +194,12 @@ class ProbeCache(Generic[T]):
         if not refresh and (hit := self._hit(key)) is not None:
             return hit
         question = self._question(key, token, dims, refresh)
+        del token
         known = self._at_once(question, stale_ok)
         if known is None:
             return await self._ajoin(question, timeout)
-        if known.source == "stale" and self._begin_refresh(question):
-            import asyncio
-
-            task = asyncio.ensure_future(self._arefresh(question))
-            self._tasks.add(task)  # a loop keeps no task alive
-            task.add_done_callback(self._tasks.discard)
+        if known.source == "stale":
+            self._arefresh(question)
         return known
 
     def peek(
@@ -245,7 +243,7 @@ class ProbeCache(Generic[T]):
         subjects: tuple[object, ...] = ()
         if subject is not None:
             raw = self._keys.text(subject)
-            subjects = (self._keys.normalized(raw), (raw,))
+            subjects = (self._keys.normalized(raw, token), (raw,))
         auth = None if token is ANY else self._keys.identity(token)
 
         def wanted(key: Key) -> bool:
@@ -354,8 +352,8 @@ class ProbeCache(Generic[T]):
             verdict = self._flights.run(
                 question.slot, lead, check=lambda: self._runner.settled(question), timeout=timeout
             )
-        except (Busy, LoadFailed) as error:
-            if led:
+        except (Busy, LoadFailed, OwnersAlone) as error:
+            if led and not isinstance(error, OwnersAlone):
                 raise
             return self._unserved(error)
         return _as_seen(verdict, led)
@@ -372,38 +370,97 @@ class ProbeCache(Generic[T]):
             verdict = await self._flights.arun(
                 question.slot, lead, check=lambda: self._runner.settled(question), timeout=timeout
             )
-        except (Busy, LoadFailed) as error:
-            if led:
+        except (Busy, LoadFailed, OwnersAlone) as error:
+            if led and not isinstance(error, OwnersAlone):
                 raise
             return self._unserved(error)
         return _as_seen(verdict, led)
 
-    def _unserved(self, error: Busy | LoadFailed) -> Verdict[T]:
+    def _unserved(self, error: Exception) -> Verdict[T]:
         # A wait that ended says nothing about the subject, and a bug is its owner's.
         return self._runner.own("waiting" if isinstance(error, Busy) else "aborted", 0.0)
 
-    def _begin_refresh(self, question: Question) -> bool:
-        mine = object()
-        taken = self._refreshing.setdefault(question.slot, mine)
-        return taken is mine
-
     def _refresh(self, question: Question) -> None:
-        try:
-            self._join(question, None)
-        finally:
-            self._refreshing.pop(question.slot, None)
+        """Asks again in a thread, unless somebody does; nobody is there to be told of errors."""
+        import threading
 
-    async def _arefresh(self, question: Question) -> None:
+        mine = self._begin_refresh(question.slot, None)
+        if mine is None:
+            return
+
+        def work() -> None:
+            try:
+                self._join(question, None)
+            except BaseException as error:
+                self._runner.log("a refresh ended with %s", type(error).__qualname__)
+            finally:
+                self._end_refresh(question.slot, mine)
+
+        thread = threading.Thread(
+            target=_flight.detached().run,
+            args=(work,),
+            name=f"memweir-refresh-{self.name}",
+            daemon=True,
+        )
         try:
-            await self._ajoin(question, None)
-        finally:
-            self._refreshing.pop(question.slot, None)
+            thread.start()
+        except RuntimeError as error:  # no thread can be started: the next caller tries again
+            self._end_refresh(question.slot, mine)
+            self._runner.log("no refresh begins, %s", type(error).__qualname__)
+
+    def _arefresh(self, question: Question) -> None:
+        """:meth:`_refresh` in a task."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        mine = self._begin_refresh(question.slot, loop)
+        if mine is None:
+            return
+
+        async def work() -> None:
+            try:
+                await self._ajoin(question, None)
+            except Exception as error:
+                self._runner.log("a refresh ended with %s", type(error).__qualname__)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._end_refresh(question.slot, mine)
+
+        task = loop.create_task(work(), context=_flight.detached())
+        self._tasks.add(task)  # a loop keeps no task alive
+        task.add_done_callback(ended)
+
+    def _begin_refresh(self, slot: Slot, loop: Any) -> _Refresh | None:
+        mine = _Refresh(loop)
+        taken = self._refreshing.setdefault(slot, mine)
+        if taken is not mine and taken.is_lost():
+            self._end_refresh(slot, taken)
+            taken = self._refreshing.setdefault(slot, mine)
+        return mine if taken is mine else None
+
+    def _end_refresh(self, slot: Slot, refresh: _Refresh) -> None:
+        if self._refreshing.get(slot) is refresh:
+            self._refreshing.pop(slot, None)
 
     def _after_fork(self) -> None:
         self._slots.after_fork(lambda key: not key[1])
         self._refreshing = {}
         self._tasks = set()
         self._runner.after_fork()
+
+
+class _Refresh:
+    """A refresh behind a stale answer, in a thread or in a task of a loop."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+
+    def is_lost(self) -> bool:
+        """Whether nobody may ever end it: its loop does not run."""
+        return self._loop is not None and not self._loop.is_running()
 
 
 def _as_seen(verdict: Verdict[T], led: bool) -> Verdict[T]:

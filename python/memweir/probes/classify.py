@@ -94,7 +94,7 @@ def classify_hub(error: BaseException) -> Failure:
         return Failure(_kind(kind), name, None, error.retry_after)
     if isinstance(error, IdentifierError):
         return Failure("invalid", name)
-    if isinstance(error, _BUGS):
+    if isinstance(error, _BUGS) or _all_bugs(error):
         return Failure("bug", name)
     status, retry_after = None, None
     by_status: Kind | None = None
@@ -102,7 +102,7 @@ def classify_hub(error: BaseException) -> Failure:
     transient = exhausted = False
     for each, meant in _chain(error):
         names = [cls.__name__ for cls in type(each).__mro__]
-        response = getattr(each, "response", None)
+        response = _held(each, "response")
         found = _status(each, response)
         if found is not None:
             status = found  # the innermost is seen last
@@ -122,6 +122,19 @@ def classify_hub(error: BaseException) -> Failure:
         return Failure("exhausted", name, status, retry_after)
     kind = "transient" if transient else by_status or by_name or "transient"
     return Failure(_kind(kind), name, status, retry_after)
+
+
+def _all_bugs(error: BaseException) -> bool:
+    """Whether it is a group of nothing else, as a ``TaskGroup`` makes of a bug."""
+    return isinstance(error, BaseExceptionGroup) and error.split(_BUGS)[1] is None
+
+
+def _held(holder: object, name: str) -> Any:
+    """An attribute of somebody's exception, which may be a property that fails."""
+    try:
+        return getattr(holder, name, None)
+    except Exception:
+        return None
 
 
 def _kind(name: str) -> FailureKind:
@@ -160,21 +173,21 @@ def _status(error: BaseException, response: Any) -> int | None:
         (error, "status"),
         (error, "code"),
     ):
-        value = getattr(holder, name, None)
+        value = _held(holder, name)
         if type(value) is int and 100 <= value <= 599:
             return value
     return None
 
 
 def _retry_after(holder: Any) -> float | None:
-    headers = getattr(holder, "headers", None)
-    get = getattr(headers, "get", None)
-    if get is None:
+    get = _held(_held(holder, "headers"), "get")
+    try:
+        text = get("Retry-After") or get("retry-after")
+        limit = get("RateLimit") or get("ratelimit")
+    except Exception:  # there are none, or it is some other get
         return None
-    text = get("Retry-After") or get("retry-after")
     if text:
         return _seconds(str(text).strip())
-    limit = get("RateLimit") or get("ratelimit")
     if limit:  # IETF draft: "api";r=0;t=55
         fields = dict(part.strip().partition("=")[::2] for part in str(limit).split(";"))
         if fields.get("r", "0") == "0" and "t" in fields:
@@ -187,15 +200,13 @@ def _seconds(text: str) -> float | None:
     try:
         wait = float(text)
     except ValueError:
+        import time
         from email.utils import parsedate_to_datetime
 
         try:
-            when = parsedate_to_datetime(text)
-        except (TypeError, ValueError):
+            wait = parsedate_to_datetime(text).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError, IndexError):
             return None
-        import time
-
-        wait = when.timestamp() - time.time()
     return max(0.0, wait) if isfinite(wait) else None
 
 
@@ -209,5 +220,8 @@ def _by_text(error: BaseException) -> Kind | None:
     # transformers has no class of its own for a model type that is newer than it.
     if type(error) is not ValueError:
         return None
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:
+        return None
     return "unsupported" if any(words in text for words in _UNSUPPORTED) else None

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from memweir._flight import Load
     from memweir.probes.verdict import Verdict
 
-__all__ = ["Job", "Outcome"]
+__all__ = ["Job", "Outcome", "OwnersAlone"]
+
+
+class OwnersAlone(Exception):
+    """An error has been raised to another, who led before."""
 
 
 class Outcome:
@@ -33,14 +37,16 @@ class Outcome:
         self.error = error
 
     def get(self) -> Verdict[Any]:
-        """The verdict; raises what the owner has to see."""
-        if self.error is not None:
-            try:
-                raise self.error
-            finally:
-                self.error = None  # its frames hold this
-        assert self.verdict is not None
-        return self.verdict
+        """The verdict; raises what the owner has to see, and to who comes later that it was."""
+        if self.verdict is not None:
+            return self.verdict
+        error, self.error = self.error, None  # its frames will hold this
+        try:
+            if error is None:
+                raise OwnersAlone
+            raise error
+        finally:
+            del error
 
 
 class Job:
@@ -79,7 +85,7 @@ class Job:
         try:
             if self.outcome is None:
                 left = self.left
-                bell.acquire(timeout=-1 if left is None else left)
+                bell.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX))
             return self.outcome
         finally:
             self._bells.pop(bell.release, None)

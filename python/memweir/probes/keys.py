@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from memweir.identifiers import digest, loggable
 from memweir.probes.auth import AMBIENT, ANONYMOUS, UNREADABLE, HubAmbient, _Auth
+from memweir.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -61,7 +62,7 @@ class Keys:
         if type(subject) is not str:
             subject = self.text(subject)
         if self._normalize is not None:
-            subject = self.normalized(subject)
+            subject = self.normalized(subject, token)
         if type(token) is str and self._auth is not False:
             auth: bytes | None = digest(token)
         else:
@@ -81,7 +82,7 @@ class Keys:
             raise TypeError(f"a subject is a str or a path, not {type(subject).__name__}")
         return str(subject)
 
-    def normalized(self, subject: str) -> str | tuple[str]:
+    def normalized(self, subject: str, token: Any = None) -> str | tuple[str]:
         """The spelling to look up and to probe; in a tuple where it is not normalised."""
         if self._normalize is None:
             return subject
@@ -93,7 +94,8 @@ class Keys:
         except Exception as raised:
             error = type(raised).__qualname__
         self.normalize_fallbacks += 1
-        self._log("%s: not normalised, %s", loggable(subject), error)
+        secrets = (token,) if isinstance(token, str) else ()
+        self._log("%s: not normalised, %s", loggable(redact(subject, secrets=secrets)), error)
         return (subject,)  # which no normalised subject equals
 
     def identity(self, token: Any) -> bytes | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from memweir import _flight
 from memweir.errors import ProbeFailed
@@ -25,14 +26,27 @@ if TYPE_CHECKING:
 __all__ = ["Question", "Runner"]
 
 
-class Question(NamedTuple):
-    """One question as the probe gets it. It holds the token, and lives while it is asked."""
+class Question:
+    """One question as the probe gets it. It holds the token, and lives while it is asked.
 
-    slot: Slot
-    subject: str
-    arguments: dict[str, Any]
-    current: Callable[[], bool]  # whether the subject is still what the key says
-    seen: int  # an answer must be newer than this one
+    It is no tuple: what reports errors with the variables of their frames would list its items.
+    """
+
+    __slots__ = ("arguments", "current", "seen", "slot", "subject")
+
+    def __init__(
+        self,
+        slot: Slot,
+        subject: str,
+        arguments: dict[str, Any],
+        current: Callable[[], bool],
+        seen: int,
+    ) -> None:
+        self.slot = slot
+        self.subject = subject
+        self.arguments = arguments
+        self.current = current  # whether the subject is still what the key says
+        self.seen = seen  # an answer must be newer than this one
 
     def __repr__(self) -> str:
         return "Question()"
@@ -97,8 +111,10 @@ class Runner:
             place = self._take()
             if place is None:
                 return self._too_busy()
-            if self._deadline is None:
-                return self._work(question, None, place).get()
+            if self._deadline is None and not self._async:
+                alone = question.slot.job = Job(None, None)  # keeps the slot; nobody can join it
+                return self._work(question, alone, place).get()
+            # An async probe needs a loop of its own, which a thread with a loop cannot run.
             job = self._started(question, place)
         outcome = job.wait()
         return outcome.get() if outcome is not None else self._too_late(question, job)
@@ -126,12 +142,19 @@ class Runner:
         self.probes += 1
         job = slot.job = Job(None, None)  # keeps the slot; nobody can join a task of this loop
         loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(self._probe(question.subject, **question.arguments))
 
-        def ended(_: asyncio.Future[Any]) -> None:
+        async def call() -> Any:
+            # Within the task: arguments that the probe does not take are an error of its own.
+            return await self._probe(question.subject, **question.arguments)
+
+        def ended(task: asyncio.Future[Any]) -> None:
             place()
             if slot.job is job:
                 slot.job = None
+            if task.done() and not task.cancelled():
+                task.exception()  # asyncio logs the text of one that nobody looked at
+
+        task = asyncio.ensure_future(call())
 
         task.add_done_callback(ended)
         try:
@@ -143,8 +166,8 @@ class Runner:
                 task.cancel()
         if not done:
             return self._say(question, order, Reason("timeout"), None)
-        if task.cancelled():
-            raise asyncio.CancelledError
+        if task.cancelled():  # by itself: who waits for it was not
+            return self._say(question, order, Reason("transient", "CancelledError"), None)
         return self._outcome(question, order, task.exception(), task.result).get()
 
     def _take(self) -> Callable[[], None] | None:
@@ -193,7 +216,7 @@ class Runner:
             job.outcome = Outcome(verdict)
         return job
 
-    def _work(self, question: Question, job: Job | None, place: Callable[[], None]) -> Outcome:
+    def _work(self, question: Question, job: Job, place: Callable[[], None]) -> Outcome:
         order = next(self._order)
         self.probes += 1
         value, error = None, None
@@ -202,7 +225,7 @@ class Runner:
         except BaseException as raised:
             error = raised
         try:
-            if job is not None and job.given_up and not self._still_says(error):
+            if job.given_up and not self._still_says(error):
                 return Outcome(error=error)  # it was written down as a timeout
             return self._outcome(question, order, error, lambda: value)
         except BaseException as raised:  # the classifier's own
@@ -251,14 +274,17 @@ class Runner:
         value: Callable[[], Any],
     ) -> Outcome:
         if error is not None:
-            if not isinstance(error, Exception):
+            # A probe that cancels itself ends nothing but itself.
+            cancelled = type(error).__name__ == "CancelledError"
+            if not isinstance(error, Exception) and not cancelled:
                 return Outcome(error=error)
             failure = self._classify(error)
+            what = self._shown(question, failure.error)
             if failure.kind == "bug":
                 self.bugs += 1
-                self.log("%s: the probe has a bug, %s", self._named(question), failure.error)
+                self.log("%s: the probe has a bug, %s", self._named(question), what)
                 return Outcome(error=error)
-            reason = Reason(failure.kind, failure.error, failure.status)
+            reason = Reason(failure.kind, what, failure.status)
             return Outcome(self._say(question, order, reason, failure.retry_after))
         answer = value()
         if answer is UNKNOWN:
@@ -313,15 +339,18 @@ class Runner:
     def _until(self, ttl: float | None) -> float | None:
         return None if ttl is None else self._clock() + ttl
 
+    @classmethod
+    def _named(cls, question: Question) -> str:
+        return cls._shown(question, question.subject)
+
     @staticmethod
-    def _named(question: Question) -> str:
+    def _shown(question: Question, text: str) -> str:
         token = question.arguments.get("token")
-        return loggable(
-            redact(question.subject, secrets=(token,) if isinstance(token, str) else ())
-        )
+        return loggable(redact(text, secrets=(token,) if isinstance(token, str) else ()))
 
     def log(self, message: str, *args: object) -> None:
-        """A DEBUG record, where anybody imported logging."""
+        """A DEBUG record, where anybody imported logging; nothing fails because that did."""
         get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
         if get_logger is not None:
-            get_logger("memweir.probes").debug("%s: " + message, self._name, *args)
+            with suppress(Exception):  # somebody's filter
+                get_logger("memweir.probes").debug("%s: " + message, self._name, *args)

@@ -42,9 +42,11 @@ class Slot:
         """Remembers a verdict unless a newer one is remembered."""
         self._offers.append(verdict)
         while True:
-            # Whoever of two threads writes last has seen the other's offer, or looks again.
-            offers = self._offers.copy()
-            self.verdict = max(offers, key=lambda offer: offer.order)
+            # Whoever of two threads writes last has seen the other's offer, or looks again. Many
+            # old ones may have pushed the newest out of the offers.
+            offers, kept = self._offers.copy(), self.verdict
+            best = max(offers, key=lambda offer: offer.order)
+            self.verdict = best if kept is None or kept.order < best.order else kept
             if self._offers[-1] is offers[-1]:
                 return
 
@@ -113,8 +115,9 @@ class Slots:
 
     def clear(self) -> int:
         """Drops all."""
-        table, self.table = self.table, {}
+        # The ring first: what is found in the new table must be in the new ring.
         self._ring = deque()
+        table, self.table = self.table, {}
         return len(table)
 
     def after_fork(self, kept: Callable[[Key], bool]) -> None:
