@@ -1,8 +1,8 @@
 """``python -m memweir.probes_child module:function``: the other end of ``run_probe_process``.
 
-Reads one JSON request from standard input, calls the function with the request's ``input`` and
-``secrets`` as keyword arguments, and writes one JSON answer to what was its standard output when
-it started. Whatever else the function or its libraries print goes to standard error.
+Reads one JSON request, a line, from standard input, calls the function with the request's
+``input`` and ``secrets`` as keyword arguments, and writes one JSON answer to what was its standard
+output when it started. Whatever else the function or its libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     channel = os.dup(1)
     os.set_inheritable(channel, False)
     os.dup2(2, 1)
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
     if hasattr(signal, "setitimer"):
         # Should the parent die, nobody else will end this process.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

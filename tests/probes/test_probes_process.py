@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -251,3 +252,119 @@ def test_an_outcome_says_what_it_is():
     assert ProcessOutcome(True, 7).unwrap() == 7
     with pytest.raises(mw.ProbeFailed, match="absent"):
         ProcessOutcome(False, kind="absent").unwrap()
+
+
+ECHO = "import json, sys; secret = json.loads(sys.stdin.readline())['secrets']['t']; "
+SECRET = "correct-horse-battery"
+
+
+def test_a_secret_is_hidden_before_anything_is_cut_off():
+    # The window of stderr begins in the middle of one, and the error's name ends in one.
+    code = ECHO + (
+        "sys.stderr.write('x' * 3000 + secret + 'y' * (8192 - 10)); "
+        "print(json.dumps({'error': {'kind': 'denied', 'type': 'z' * 70 + secret}}))"
+    )
+    outcome = script(code, secrets={"t": SECRET})
+    assert outcome.kind == "denied"
+    assert len(outcome.stderr) == 8192
+    for part in (SECRET[:6], SECRET[-6:]):
+        assert part not in outcome.stderr + outcome.error
+
+
+def test_an_error_is_told_as_one_line_and_numbers_as_what_they_can_be():
+    said = {"kind": "transient", "type": "a\nINFO all is well" + "x" * 999, "status": 10**9}
+    for seconds in (10**400, -1, float("nan"), float("inf"), True, "7", [7]):
+        outcome = script(f"print({json.dumps({'error': {**said, 'retry_after': seconds}})!r})")
+        assert outcome.status is None
+        assert outcome.retry_after == (1.0 if seconds is True else None)
+        assert "\n" not in outcome.error
+        assert len(outcome.error) < 100
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 5000])
+def test_an_answer_however_deep_raises_nothing(depth):
+    outcome = script(
+        f"print('{{\"ok\": ' + '[' * {depth} + ']' * {depth} + '}}')", secrets={"t": SECRET}
+    )
+    assert outcome.ok or outcome.error == "NotJson"
+
+
+@pytest.mark.parametrize("deadline", [float("inf"), float("nan"), -1.0])
+def test_a_deadline_that_is_no_time_is_refused(deadline):
+    with pytest.raises(ValueError, match="deadline"):
+        script("print(1)", deadline=deadline)
+    assert script("print('{\"ok\": 1}')", deadline=1e12).value == 1
+
+
+def test_a_child_does_not_wait_for_whoever_inherited_its_pipe(monkeypatch):
+    others = []
+
+    class Inherited(subprocess.Popen):
+        """As if another thread forked just now."""
+
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            others.append(os.dup(self.stdin.fileno()))
+
+    monkeypatch.setattr(subprocess, "Popen", Inherited)
+    try:
+        assert child("answer", {"subject": "model"}, deadline=60).value == {"subject": "model"}
+    finally:
+        for each in others:
+            os.close(each)
+
+
+def test_one_that_goes_on_writing_does_not_outlive_the_answer():
+    code = (
+        "import subprocess; p = subprocess.Popen(['yes'], stdout=2); print('{\"ok\": %d}' % p.pid)"
+    )
+    outcome = script(code)
+    assert outcome.ok
+    until(lambda: ended(outcome.value))
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip(), done.stderr
+
+
+def test_an_answer_counts_where_somebody_else_reaps_the_child():
+    code = (
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "from test_probes_process import script\n"
+        "print(script('import json; print(json.dumps(dict(ok=7)))').value)\n"
+    )
+    assert run_python(code) == ("7", "")
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_no_child_outlives_the_interpreter_unless_it_is_that_of_a_parent(forks):
+    # The thread that talks to it is a daemon, as those of probes are.
+    code = (
+        "import os, sys, threading, time\n"
+        "from test_probes_process import script\n"
+        "from memweir.probes import process\n"
+        "talk = lambda: script('import time; time.sleep(3600)')\n"
+        "threading.Thread(target=talk, daemon=True).start()\n"
+        "while not process._running: time.sleep(0.01)\n"
+        "(pid,) = process._running\n"
+        f"if {forks}:\n"
+        "    forked = os.fork()\n"
+        "    if forked == 0: sys.exit()\n"
+        "    os.waitpid(forked, 0)\n"
+        "    os.kill(pid, 0)\n"
+        "    assert open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0] != 'Z'\n"
+        "print(pid)\n"
+    )
+    out, err = run_python(code)
+    assert err == ""
+    until(lambda: ended(int(out)))
+
+
+def test_a_child_that_cannot_be_started_for_want_of_means_is_exhaustion(monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    outcome = script("print(1)")
+    assert (outcome.ok, outcome.kind, outcome.error) == (False, "exhausted", "OSError")

@@ -18,7 +18,7 @@ from memweir.probes.verdict import PERMANENT, Kind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["KINDS", "Failure", "classify_hub"]
+__all__ = ["KINDS", "Failure", "classify_hub", "is_exhausted"]
 
 FailureKind: TypeAlias = Kind | Literal["bug"]
 KINDS = frozenset({*get_args(Kind), "bug"})
@@ -114,7 +114,7 @@ def classify_hub(error: BaseException) -> Failure:
             transient = transient or not _TRANSIENT.isdisjoint(names)
         if found is not None and by_status is None:
             transient = True
-        exhausted = exhausted or _is_exhausted(each, names)
+        exhausted = exhausted or is_exhausted(each)
         if by_name is None and _NO_LOCAL_FILE not in names:
             named = next((n for n in names if n in _NAMED and (meant or n not in _LOCAL)), "")
             by_name = _NAMED.get(named) or _by_text(each)
@@ -210,9 +210,11 @@ def _seconds(text: str) -> float | None:
     return max(0.0, wait) if isfinite(wait) else None
 
 
-def _is_exhausted(error: BaseException, names: list[str]) -> bool:
+def is_exhausted(error: BaseException) -> bool:
+    """Whether memory, disk or descriptors ran out here."""
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
         return True
+    names = (cls.__name__ for cls in type(error).__mro__)
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import selectors
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from math import isfinite
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from memweir.errors import ProbeFailed
-from memweir.identifiers import check_argv
-from memweir.probes.classify import KINDS
+from memweir.identifiers import check_argv, loggable
+from memweir.probes.classify import KINDS, is_exhausted
 from memweir.redaction import redact
 
 if TYPE_CHECKING:
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessOutcome", "process_probe", "run_probe_process"]
 
-_LAST_WORDS = 8192  # bytes of stderr that are kept
+_LAST_WORDS = 8192  # characters of stderr that are shown
+_KEPT_WORDS = 4 * _LAST_WORDS  # bytes that are kept: the first may be the rest of a secret
 _PATROL = 0.05  # seconds between looks at a child that cannot be waited for by descriptor
+_LONGEST = 3600.0  # seconds between looks at all, since selectors have limits
 _TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "HUGGINGFACE_TOKEN"})
 
 
@@ -65,20 +69,21 @@ def run_probe_process(
 ) -> ProcessOutcome:
     """Runs `argv` and returns what it answered; raises nothing for what goes wrong there.
 
-    The child reads one JSON object from its standard input, ``{"input": stdin_json, "secrets":
-    {...}, "deadline": seconds}``, and writes one to its standard output: ``{"ok": value}`` or
-    ``{"error": {"kind": …, "type": …, "status": …, "retry_after": …}}``. Nothing else counts:
-    neither its text nor its exit status can make an answer. ``python -m memweir.probes_child
-    module:function`` is such a child.
+    The child reads one JSON object, a line, from its standard input, ``{"input": stdin_json,
+    "secrets": {...}, "deadline": seconds}``, and writes one to its standard output: ``{"ok":
+    value}`` or ``{"error": {"kind": …, "type": …, "status": …, "retry_after": …}}``. Nothing else
+    counts: neither its text nor its exit status can make an answer. ``python -m
+    memweir.probes_child module:function`` is such a child.
 
     Secrets travel through that pipe only. A secret in `argv` is a ``ValueError``, and variables
     that hold one, or anything that looks like a token, are left out of the child's environment
     (``env``, by default this process's).
 
     At ``deadline`` seconds, or once it has written more than ``max_output`` bytes, the child and
-    every process of its session are killed. The same becomes of those that it leaves behind.
+    every process of its session are killed. The same becomes of those that it leaves behind, and of
+    all that still runs when this interpreter exits.
     """
-    if not deadline > 0:
+    if not 0 < deadline < float("inf"):
         raise ValueError("a deadline is a positive number of seconds")
     argv = check_argv(argv)
     secrets = {name: secret for name, secret in (secrets or {}).items() if secret}
@@ -88,7 +93,8 @@ def run_probe_process(
     if os.name != "posix":
         return ProcessOutcome(False, kind="unsupported", error="NotImplementedError")
     request = {"input": stdin_json, "secrets": secrets, "deadline": deadline}
-    data = json.dumps(request).encode()
+    # One line, so that a child need not wait for the end of a pipe that others may have inherited.
+    data = json.dumps(request).encode() + b"\n"
     began = time.monotonic()
     try:
         child = subprocess.Popen(
@@ -100,17 +106,20 @@ def run_probe_process(
             start_new_session=True,
         )
     except OSError as error:
+        kind = "exhausted" if is_exhausted(error) else "transient"
         return ProcessOutcome(
-            False, kind="transient", error=type(error).__name__, seconds=time.monotonic() - began
+            False, kind=kind, error=type(error).__name__, seconds=time.monotonic() - began
         )
+    _running[child.pid] = None
     talk = _Talk(child, data, began + deadline, max_output)
     try:
         ended = talk.run()
     finally:
         _kill_session(child.pid)
         returncode = child.wait()
+        _running.pop(child.pid, None)
         talk.close()
-    said = redact(talk.stderr.decode(errors="replace"), secrets=hidden)
+    said = redact(talk.stderr.decode(errors="replace"), secrets=hidden)[-_LAST_WORDS:]
     answer = _answer(ended, bytes(talk.stdout), returncode, hidden)
     return answer._replace(returncode=returncode, stderr=said, seconds=time.monotonic() - began)
 
@@ -179,13 +188,17 @@ class _Talk:
                 selector.register(pipe, event)
             if self._exit >= 0:
                 selector.register(self._exit, selectors.EVENT_READ)
+            gone = False
             while True:
                 # Its end counts, not that of its pipes: a process that it left may hold those.
-                gone = _has_ended(child)
+                if not gone and _has_ended(child):
+                    gone = True
+                    _kill_session(child.pid)  # else what it left behind may go on writing
                 left = self._end - time.monotonic()
-                if left <= 0 and not gone:
-                    return "timeout"
-                wait = 0.0 if gone else left if self._exit >= 0 else min(left, _PATROL)
+                if left <= 0:
+                    return "ended" if gone else "timeout"
+                most = _LONGEST if self._exit >= 0 else _PATROL
+                wait = 0.0 if gone else min(left, most)
                 ready = [key.fileobj for key, _ in selector.select(wait)]
                 if child.stdin in ready and not self._feed(child.stdin):
                     selector.unregister(child.stdin)
@@ -219,7 +232,7 @@ class _Talk:
         if pipe is self._child.stdout:
             self.stdout += data
         else:
-            self.stderr = (self.stderr + data)[-_LAST_WORDS:]
+            self.stderr = (self.stderr + data)[-_KEPT_WORDS:]
         return bool(data)
 
     def close(self) -> None:
@@ -236,7 +249,10 @@ def _has_ended(child: subprocess.Popen[bytes]) -> bool:
     # It is not reaped yet: till its session is killed, its number must name nobody else.
     if hasattr(os, "waitid"):
         how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, child.pid, how) is not None
+        try:
+            return os.waitid(os.P_PID, child.pid, how) is not None
+        except ChildProcessError:  # somebody else reaps, or SIGCHLD is ignored
+            return True
     return child.poll() is not None
 
 
@@ -244,9 +260,26 @@ def _kill_session(leader: int) -> None:
     """Kills a session: its leader's process group, then those that were moved to other groups."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
-    for pid in _members(leader):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    for _ in range(8):  # one may have been born since they were listed
+        members = [pid for pid in _members(leader) if pid != leader]
+        if not members:
+            return
+        for pid in members:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+_running: dict[int, None] = {}  # children of threads that an exit does not wait for
+
+
+@atexit.register
+def _kill_all() -> None:
+    for pid in list(_running):
+        _kill_session(pid)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 
 
 def _members(session: int) -> list[int]:
@@ -271,11 +304,11 @@ def _answer(ended: str, stdout: bytes, returncode: int, hidden: tuple[str, ...])
         how = f"Signal{-returncode}" if returncode < 0 else f"Exit{returncode}"
         return ProcessOutcome(False, kind="transient", error=how)
     try:
-        told = json.loads(stdout)
+        told = _without(json.loads(stdout), hidden)
     except (ValueError, RecursionError):
         return ProcessOutcome(False, kind="transient", error="NotJson")
     if isinstance(told, dict) and told.keys() == {"ok"} and told["ok"] is not None:
-        return ProcessOutcome(True, _without(told["ok"], hidden))
+        return ProcessOutcome(True, told["ok"])
     failure = told.get("error") if isinstance(told, dict) else None
     if not isinstance(failure, dict):
         return ProcessOutcome(False, kind="transient", error="NotAnAnswer")
@@ -285,10 +318,18 @@ def _answer(ended: str, stdout: bytes, returncode: int, hidden: tuple[str, ...])
     return ProcessOutcome(
         False,
         kind=kind if isinstance(kind, str) and kind in KINDS else "transient",
-        error=redact(error[:80], secrets=hidden) if isinstance(error, str) else None,
-        status=status if type(status) is int else None,
-        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+        error=loggable(error, 80) if isinstance(error, str) else None,
+        status=status if type(status) is int and 100 <= status <= 599 else None,
+        retry_after=_seconds(retry_after),
     )
+
+
+def _seconds(told: object) -> float | None:
+    try:
+        seconds = float(told) if isinstance(told, int | float) else -1.0
+    except OverflowError:
+        return None
+    return seconds if isfinite(seconds) and seconds >= 0 else None
 
 
 def _without(value: Any, hidden: tuple[str, ...]) -> Any:
