@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import unicodedata
 
@@ -46,7 +47,8 @@ BAD = [
     *((kind, "a\ud800b", "surrogate") for kind in KINDS),
     *((kind, f"a{c}b", "separator") for kind in KINDS for c in "\u2028\u2029"),
     *((kind, f"a{c}b", "invisible") for kind in KINDS
-      for c in "\u200b\u200e\u202a\u202e\u2066\u2069\ufeff\u00ad\u061c\U000e0041\u3164\u034f"),
+      for c in "\u200b\u200e\u202a\u202e\u2066\u2069\ufeff\u00ad\u061c\U000e0041\u3164\u034f"
+      "\u2065\u2800\ufff0\ufff8\U000e0000\U000e0080\U000e01f0\U000e0fff"),
     *((kind, "a\u200db", "invisible") for kind in KINDS if kind != "label"),
     *((kind, "x" * 200_000, "too-long") for kind in KINDS),
     *((kind, "", "empty") for kind in NAMES),
@@ -157,6 +159,25 @@ def test_a_token_within_a_name_is_refused_from_thirty_characters_on(length):
         assert mw.check_identifier(name, kind="label") == name
     else:
         assert refusal(name, "label").code == "secret"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal("a\x00"),
+        mw.UnknownVerdict("not known", kind="denied", retry_after=2.0),
+        mw.ProbeFailed("transient", error="HTTPError", status=503, retry_after=7.0),
+        mw.errors.InUse("in use", holders=["chat"], retry_after=1.0),
+        mw.errors.MissingPixels("gone", digest="ab"),
+        mw.errors.LoadFailed("another's"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_back_from_another_process_as_it_was(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+    assert (again.http_status, again.retry_after) == (error.http_status, error.retry_after)
 
 
 def test_a_limit_of_ones_own():

@@ -238,3 +238,63 @@ def test_a_filter_tells_and_carries_no_secret():
     for carry in (pickle.dumps, copy.copy):
         with pytest.raises(TypeError, match="secrets"):
             carry(holding)
+
+
+def test_what_a_message_does_not_show_is_searched_too():
+    # A formatter that writes records as JSON shows their arguments.
+    args = ({"user": "x", "token": HF},)
+    for told in (
+        logging.makeLogRecord({"msg": "user %(user)s", "args": args[0]}),
+        record("token %.3s", HF),
+        record("%d things", len(HF), keys={HF: 1}, more={HF}, frozen=frozenset([HF])),
+    ):
+        assert mw.RedactingFilter().filter(told)
+        told.getMessage()
+        assert HF not in repr(vars(told))
+
+
+def test_names_of_threads_and_processes_are_searched():
+    told = record("x")
+    told.threadName, told.processName = f"worker of {HF}", HF
+    mw.RedactingFilter().filter(told)
+    assert (told.threadName, told.processName) == ("worker of [redacted]", "[redacted]")
+
+
+def test_a_field_that_holds_itself_or_much_is_searched():
+    deep = holding = [HF]
+    for _ in range(50):
+        deep = [deep]
+    holding.append(holding)
+    told = record("x", deep=deep, harmless=[[[[[[[[[["kept"]]]]]]]]]])
+    mw.RedactingFilter().filter(told)
+    assert HF not in repr(vars(told))
+    assert told.harmless == [[[[[[[[[["kept"]]]]]]]]]]
+
+
+def test_a_message_that_cannot_be_shown_is_no_error_of_the_caller():
+    class Broken:
+        def __str__(self):
+            raise ValueError(HF)
+
+    told = record(Broken())
+    assert mw.RedactingFilter().filter(told)
+    assert told.getMessage() == "<Broken> (it cannot be shown)"
+
+
+@pytest.mark.parametrize(
+    "secrets", [["abc", "b"], ["b", "abc"], ["abc", "bcd", "cde"], ["aa", "a"]]
+)
+@settings(deadline=None)
+@given(text=st.text(alphabet="abcde ", max_size=40))
+def test_given_secrets_are_found_as_a_pattern_would_find_them(secrets, text):
+    longest_first = sorted(secrets, key=lambda secret: (-len(secret), secret))
+    pattern = re.compile("|".join(longest_first))
+    assert mw.redact(text, secrets=secrets) == pattern.sub("[redacted]", text)
+
+
+def test_many_given_secrets_in_much_text_are_dealt_with():
+    # The hang guard is the limit, as above.
+    secrets = [f"secret{n}" for n in range(20)]
+    text = "secret" * 30_000 + " ".join(secrets) * 3_000
+    clean = mw.redact(text, secrets=secrets)
+    assert not any(secret in clean for secret in secrets)

@@ -5,7 +5,7 @@ Bad arguments raise ``ValueError`` and wrong types ``TypeError``, as everywhere 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +40,14 @@ class MemweirError(Exception):
 
     http_status: ClassVar[int] = 500
     retry_after: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class, whose arguments are not what it keeps in `args`.
+        return _revived, (type(self), self.args), self.__dict__
+
+
+def _revived(cls: type[MemweirError], args: tuple[Any, ...]) -> MemweirError:
+    return cls.__new__(cls, *args)
 
 
 class BudgetExceeded(MemweirError):

@@ -65,9 +65,11 @@ _RULES: dict[str, _Rule] = {
 }
 _DOTS = re.compile(r"(?:\A|[/\\])\.\.(?:\Z|[/\\])")
 _JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # which emoji and several scripts need to be written at all
-# What Unicode calls default-ignorable and does not class as a format character.
+# What Unicode calls default-ignorable and does not class as a format character: yet unassigned
+# ones are, too. And the blank pattern of Braille, which looks like a space and is none.
 _BLANK = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 _RUN = 30  # the limit of Unicode's stream-safe text format, UAX #15
 

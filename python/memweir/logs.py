@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedactingFilter"]
 
+_NAMES = frozenset({"threadName", "processName", "taskName"})  # which somebody gave
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -36,10 +37,14 @@ class RedactingFilter(logging.Filter):
         try:
             message = record.getMessage()
         except Exception:  # the handler would report it together with its arguments
-            message = f"{record.msg} (its arguments do not fit)"
+            try:
+                message = f"{record.msg} (its arguments do not fit)"
+            except Exception:
+                message = f"<{type(record.msg).__name__}> (it cannot be shown)"
             record.msg, record.args = message, None
         clean = redact(message, secrets=self._secrets)
-        if clean != message:
+        # What is not shown, a formatter that dumps records shows all the same.
+        if clean != message or self._clean(record.args) is not record.args:
             record.msg, record.args = clean, None
         if record.exc_info:
             told = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
@@ -50,18 +55,28 @@ class RedactingFilter(logging.Filter):
             record.exc_text = redact(record.exc_text, secrets=self._secrets)
         if record.stack_info:
             record.stack_info = redact(record.stack_info, secrets=self._secrets)
-        for name in record.__dict__.keys() - _STANDARD:
+        for name in record.__dict__.keys() - _STANDARD | record.__dict__.keys() & _NAMES:
             record.__dict__[name] = self._clean(record.__dict__[name])
         return True
 
     def _clean(self, value: Any, depth: int = 8) -> Any:
+        """`value` without secrets in its strings: the same object if there are none."""
         if isinstance(value, str):
-            return redact(value, secrets=self._secrets)
-        if depth and type(value) in (list, tuple):
-            return type(value)(self._clean(each, depth - 1) for each in value)
-        if depth and type(value) is dict:
-            return {key: self._clean(each, depth - 1) for key, each in value.items()}
-        return value
+            clean = redact(value, secrets=self._secrets)
+            return value if clean == value else clean
+        kind = type(value)
+        if kind not in (list, tuple, set, frozenset, dict):
+            return value
+        if not depth:  # or it holds itself
+            text = repr(value)
+            return value if (clean := self._clean(text)) is text else clean
+        parts = [part for pair in value.items() for part in pair] if kind is dict else [*value]
+        cleaned = [self._clean(part, depth - 1) for part in parts]
+        if all(old is new for old, new in zip(parts, cleaned, strict=True)):
+            return value
+        if kind is dict:
+            return dict(zip(cleaned[::2], cleaned[1::2], strict=True))
+        return kind(cleaned)
 
     def __repr__(self) -> str:
         return f"RedactingFilter({self.name!r})"

@@ -230,7 +230,9 @@ def test_a_folder_is_its_real_path(tmp_path, monkeypatch, hub_cache):
     assert hub_name("not a name\n") == "not a name\n"
 
 
-@pytest.mark.parametrize("name", ["a b", "a/b/c", "../x", "a\nb", "x" * 300, "-a"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a/b/c", "../x", "a\nb", "x" * 300, "-a", "/x\0y", "/\ud800", "\0"]
+)
 def test_what_is_no_name_is_never_asked_for(hub_cache, name):
     verdict = probe_cache(vision_support).get(name, token="")
     assert verdict.reason.kind == "invalid"

@@ -143,7 +143,7 @@ def file_stamps(subject: str) -> Hashable:
 def _stamp(path: str) -> tuple[int, ...] | None:
     try:
         stat = os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # no file has such a name
         return None
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
@@ -185,6 +185,12 @@ _NO_ENTRY = "NoSuchFile"
 def _read(subject: str, filename: str, token: str | bool, revision: str | None) -> Any:
     """A JSON file of a folder or repository; one that is not there is a ``ProbeFailed``."""
     if os.path.isabs(subject):  # noqa: PTH117
+        try:
+            os.stat(subject)  # noqa: PTH116
+        except ValueError as error:  # no file has such a name
+            raise ProbeFailed("invalid", error=type(error).__name__) from None
+        except OSError:
+            pass
         path = Path(subject) / filename
         if not path.exists() and Path(subject).is_dir():
             raise ProbeFailed("absent", error=_NO_ENTRY)
