@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONFIG = b'{"model_type": "bert", "architectures": ["BertModel"]}'
+BODIES = {
+    "torn": CONFIG[: len(CONFIG) // 2],
+    "newer-model": b'{"model_type": "of_next_year"}',
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         status, headers = MODES[mode]
-        body = CONFIG
+        body = BODIES.get(mode, CONFIG)
         if status != 200:
             body = b'{"error": "told you"}'
         self.send_response(status)
@@ -64,6 +68,7 @@ MODES: dict[str, tuple[int, dict[str, str]]] = {
     "ok": (200, {}),
     "half": (200, {}),
     "torn": (200, {}),
+    "newer-model": (200, {}),
     "401": (401, {}),
     "401-repo": (401, {"X-Error-Code": "RepoNotFound"}),
     "403": (403, {}),

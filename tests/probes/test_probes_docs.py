@@ -26,3 +26,10 @@ def test_the_page_names_every_kind_and_every_count():
         assert f"`{kind}`" in text
     for source in mw.probes.verdict.Source.__args__:
         assert f"`{source}`" in text
+    for count in mw.probes.ProbeStats._fields:
+        assert f"`{count}`" in text
+
+
+def test_the_page_has_its_figures():
+    assert "FIGURES" not in PAGE.read_text()
+    assert "python -m benches probes" in PAGE.read_text()

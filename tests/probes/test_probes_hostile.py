@@ -225,6 +225,25 @@ def test_a_refresh_sees_the_context_of_who_asked_and_may_begin_within_a_probe(ho
     assert ask.get("model").value == "caller"
 
 
+def test_a_stale_answer_is_served_to_tasks_while_one_refresh_runs():
+    clock, gated = Clock(), Gated()
+    ask = cache(gated.coroutine, clock=clock, ttl=5.0)
+    ask.put("model", "old")
+    clock.now += 5
+
+    async def calls():
+        for _ in range(10):
+            verdict = await ask.aget("model", stale_ok=True)
+            assert (verdict.value, verdict.source, verdict.age) == ("old", "stale", 5)
+            await asyncio.sleep(0)
+        assert len(gated.asked) == 1
+        gated.verdicts[0].set_result("new")
+        return await ask.aget("model")
+
+    assert asyncio.run(calls()).value == "new"
+    assert ask.stats().probes == 1
+
+
 @pytest.mark.parametrize("endless", [float("inf"), float("nan"), 0.0])
 def test_a_deadline_that_is_no_time_is_refused(endless):
     with pytest.raises(ValueError, match="deadline"):

@@ -32,9 +32,17 @@ BY_HUB = {
     "503": PASSING,
     "cut": PASSING,
     "silence": {"timeout"},
+    "not/a": {"invalid"},
 }
-# AutoConfig says of a missing config.json what it says of an unknown model, and from nothing.
-BY_TRANSFORMERS = {**BY_HUB, "404-entry": PASSING}
+# AutoConfig says of a missing config.json what it says of an unknown model, and from nothing. It is
+# the one that reads the file.
+BY_TRANSFORMERS = {
+    **BY_HUB,
+    "404-entry": PASSING,
+    "torn": PASSING,
+    "newer-model": {"unsupported"},
+    "not/a": PASSING | {"invalid"},
+}
 DEADLINE = 6.0
 
 
@@ -58,22 +66,28 @@ def told(request, python, tmp_path_factory):
             "HF_HOME": str(tmp_path_factory.mktemp("hf")),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
-            "PYTHONPATH": str(HERE.parents[1] / "python"),
-            "DEADLINE": str(DEADLINE),
         }
-        subjects = [f"{mode}/model" for mode in MODES if mode != "torn"]
-        done = subprocess.run(
-            [python, str(HERE / "hub_child.py"), request.param, *subjects],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=170,
-            check=False,
+        lines = ask(
+            python, request.param, [*(f"{mode}/model" for mode in MODES), "not/a/model"], env
         )
-        assert done.returncode == 0, done.stderr
         assert asked
+    return request.param, lines
+
+
+def ask(python, how, subjects, env):
+    """What a child says of each subject, by the part before its last slash."""
+    env = {**env, "PYTHONPATH": str(HERE.parents[1] / "python"), "DEADLINE": str(DEADLINE)}
+    done = subprocess.run(
+        [python, str(HERE / "hub_child.py"), how, *subjects],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return request.param, {line["subject"].partition("/")[0]: line for line in lines}
+    return {line["subject"].rpartition("/")[0]: line for line in lines}
 
 
 def test_every_answer_is_one_documented_kind(told):
@@ -82,7 +96,22 @@ def test_every_answer_is_one_documented_kind(told):
     found = {mode: lines[mode]["kind"] for mode in expected}
     assert {mode for mode, kind in found.items() if kind not in expected[mode]} == set(), found
     if how == "hub":
-        assert lines["ok"]["known"]
+        assert lines["torn"]["known"]  # who fetches a file does not read it
+    assert lines["ok"]["known"]
+
+
+@pytest.mark.parametrize("how", ["hub", "transformers"])
+def test_a_client_that_is_offline_says_nothing_about_the_subject(python, how, tmp_path):
+    with serving() as (address, asked):
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "1",
+        }
+        lines = ask(python, how, ["404-repo/model", "ok/model"], env)
+    assert {line["kind"] for line in lines.values()} == {"transient"}
+    assert asked == []
 
 
 def test_what_is_final_is_known_by_its_status_through_all_wrapping(told):
