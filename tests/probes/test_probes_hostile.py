@@ -120,6 +120,26 @@ def test_an_entry_whose_probe_runs_in_its_callers_thread_is_not_evicted():
     assert ask.get("model").source == "cache"
 
 
+@pytest.mark.parametrize("kind", ["sync", "coroutine"])
+def test_what_is_not_remembered_is_shared_by_those_who_ask_at_the_same_time(kind):
+    def unreadable(subject):
+        raise PermissionError
+
+    gated = Gated()
+    ask = cache(getattr(gated, kind), identify=unreadable)
+    with ThreadPoolExecutor(9) as pool:
+        for n in (1, 2):
+            callers = [pool.submit(ask.get, "file") for _ in range(8)]
+            callers.append(pool.submit(lambda: asyncio.run(ask.aget("file"))))
+            until(lambda: ask._passing and ask._flights.waiting(*ask._passing.values()) == 8)
+            gated.up(n).set_result(n)
+            assert [caller.result().value for caller in callers] == [n] * 9
+            assert len(gated.asked) == n
+    ask.put("other", 1)
+    assert ask._passing == {}
+    assert (ask.peek("file"), ask.stats().entries) == (None, 0)
+
+
 def test_no_number_of_older_answers_outweighs_the_newest():
     gated = Gated()
     ask = cache(gated.sync, deadline=0.01, backoff=Backoff(0.0))

@@ -136,6 +136,7 @@ class ProbeCache(Generic[T]):
         self._takes_token = auth is not False
         self._flights = Flights()
         self._slots = Slots(max_entries)
+        self._passing: dict[Key, Slot] = {}  # questions that are asked and not remembered
         self._refreshing: dict[Slot, _Refresh] = {}
         self._tasks: set[Any] = set()
         self._hits = self._misses = self._backoffs = self._stale = self._uncacheable = 0
@@ -224,6 +225,7 @@ class ProbeCache(Generic[T]):
         if value is None or cast("object", value) is UNKNOWN:
             raise TypeError("only a value can be put: to forget one there is invalidate()")
         question = self._question(self._key(subject, token, dims), token, dims, refresh=False)
+        self._let_go(question.slot)
         return self._runner.keep(question, value)
 
     def invalidate(
@@ -310,7 +312,7 @@ class ProbeCache(Generic[T]):
         current = _always
         if len(key) > 3 and key[3] is UNCACHEABLE:
             self._uncacheable += 1
-            slot, current = Slot(), _never
+            slot, current = self._passing.setdefault(key, Slot(key)), _never
         else:
             slot = self._slots.find(key)
             if len(key) > 3 and key[3] is not None:
@@ -356,6 +358,9 @@ class ProbeCache(Generic[T]):
             if led and not isinstance(error, OwnersAlone):
                 raise
             return self._unserved(error)
+        finally:
+            if led:
+                self._let_go(question.slot)
         return _as_seen(verdict, led)
 
     async def _ajoin(self, question: Question, timeout: float | None) -> Verdict[T]:
@@ -374,7 +379,15 @@ class ProbeCache(Generic[T]):
             if led and not isinstance(error, OwnersAlone):
                 raise
             return self._unserved(error)
+        finally:
+            if led:
+                self._let_go(question.slot)
         return _as_seen(verdict, led)
+
+    def _let_go(self, slot: Slot) -> None:
+        # What is not remembered is shared by those who ask at the same time.
+        if slot.key is not None and self._passing.get(slot.key) is slot:
+            self._passing.pop(slot.key, None)
 
     def _unserved(self, error: Exception) -> Verdict[T]:
         # A wait that ended says nothing about the subject, and a bug is its owner's.
@@ -445,6 +458,7 @@ class ProbeCache(Generic[T]):
 
     def _after_fork(self) -> None:
         self._slots.after_fork(lambda key: not key[1])
+        self._passing = {}
         self._refreshing = {}
         self._tasks = set()
         self._runner.after_fork()

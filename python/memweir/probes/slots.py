@@ -27,9 +27,19 @@ class Slot:
     it: that is how an answer that began before ``invalidate`` is fenced off.
     """
 
-    __slots__ = ("_offers", "failure", "failures", "job", "locked_until", "touched", "verdict")
+    __slots__ = (
+        "_offers",
+        "failure",
+        "failures",
+        "job",
+        "key",
+        "locked_until",
+        "touched",
+        "verdict",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, key: Key | None = None) -> None:
+        self.key = key  # of one that is in no table
         self.verdict: Verdict[Any] | None = None  # the newest that is remembered
         self.failure: Verdict[Any] | None = None  # what is said during the back-off
         self.failures = 0
