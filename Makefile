@@ -50,11 +50,12 @@ lint: build/dev.stamp
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
+HALF := tests/pixels tests/process
 pytest: build/dev.stamp build/hub0.stamp build/allocators.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
-	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests/pixels $(PYTEST_ARGS) & half=$$!; \
+	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider $(HALF) $(PYTEST_ARGS) & half=$$!; \
 	status=0; \
-	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests --ignore tests/pixels $(PYTEST_ARGS) || status=$$?; \
+	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(HALF:%=--ignore=%) $(PYTEST_ARGS) || status=$$?; \
 	wait $$half || status=$$?; \
 	exit $$status
 
