@@ -268,6 +268,60 @@ def test_a_caller_broken_off_while_it_starts_the_thread_leaves_no_trim_behind(po
     assert world.done == list(LEVELS)
 
 
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+def test_what_interrupts_a_caller_at_work_reaches_it_and_the_next_trim_is_whole():
+    def collect():
+        raise AssertionError("there is no thread for it")
+
+    def heap_job(release, sweep):
+        world.heap_job = World.heap_job.__get__(world)
+        raise Interrupted
+
+    world = World(start=no_thread, collect=collect, heap_job=lambda *args: world.heap_job(*args))
+    world.heap_job = heap_job
+    with pytest.raises(Interrupted):
+        world.trims.trim("auto")
+    assert "broken off by Interrupted" in world.trims._head.report.note
+    world.idle()
+    assert world.trims.trim("auto").finished
+
+
+def test_an_interrupt_at_the_very_end_leaves_nobody_waiting(pool):
+    """The caller that makes the report is hit, and another waits for that report."""
+    gate, full = Gate(), []
+
+    def memory(all_of_it):
+        full.extend([1] * all_of_it)
+        if all_of_it and len(full) == 2:
+            gate()
+            raise Interrupted
+
+    world = World(start=no_thread, memory=memory)
+    first = pool.submit(world.trims.trim, "auto")
+    until(lambda: gate.entered)
+    second = pool.submit(world.trims.trim, "auto")
+    until(lambda: world.trims.waiting == 2)
+    gate.open()
+    assert isinstance(first.exception(10), Interrupted)
+    assert not second.result(10).finished
+    assert world.trims.trim("auto").finished
+
+
+def test_a_report_that_cannot_be_made_leaves_nobody_waiting():
+    """Such as one there is no memory for."""
+
+    def told(*args, **named):
+        raise MemoryError
+
+    world = World()
+    world.trims._head._told = told
+    assert not world.trims.trim("auto").finished
+    assert world.trims.trim("auto").finished
+
+
 def test_a_reader_that_fails_leaves_bytes_unknown_and_the_trim_whole():
     def memory(full):
         raise OSError("no /proc here")

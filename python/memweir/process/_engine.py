@@ -82,7 +82,7 @@ class Trims:
                     return pause
                 # A finalizer may trim in the very thread that is about to begin: it works itself.
                 if not run.working and self._means.clock() - since >= self._means.patience:
-                    run.work()
+                    run.work(ours=False)
                 bell.acquire(timeout=pause)
             if run.serves(me):
                 return report

@@ -50,6 +50,7 @@ class Caller:
 
 
 _LATE = Caller(Want(-1, None, False), int)
+_LOST = TrimReport(finished=False, note="broken off, and its report is lost")
 
 
 class Run:
@@ -115,10 +116,10 @@ class Run:
             except BaseException:
                 self._abandon(me)
                 raise
-        self.work()
+        self.work(ours=False)
 
-    def work(self) -> None:
-        """Takes the steps, unless somebody does already."""
+    def work(self, *, ours: bool = True) -> None:
+        """Takes the steps, unless somebody does already: in a thread of `ours` or a caller's."""
         me = object()
         # Inside from before the claim, as above.
         with self._owner.inside(self):
@@ -137,10 +138,14 @@ class Run:
                     self._finished = True
             except BaseException as error:  # whoever waits is told all the same
                 self._note = f"broken off by {describe(error)}"
+                if not ours and not isinstance(error, Exception):
+                    raise  # it was meant for the caller: Ctrl-C
             finally:
-                self._land()
-            self._owner.tell(self.report)
-        self.over = True
+                try:
+                    self._land()
+                    self._owner.tell(self.report)
+                finally:
+                    self.over = True
 
     def serves(self, me: Caller) -> bool:
         """Whether the report answers what `me` asked for.
@@ -166,14 +171,19 @@ class Run:
             self.over = True
 
     def _land(self) -> None:
-        after = None if self._begun is None else self._memory(full=True)
-        callers = self._callers
-        place = len(callers)
-        while callers.setdefault(place, _LATE) is not _LATE:
-            place += 1
-        self._running = None
-        self.report = self._told(place - 1, finished=self._finished, after=after)
-        self._callers = {0: _LATE}  # whoever still has the other finds the end there, too
+        report = _LOST
+        try:
+            after = None if self._begun is None else self._memory(full=True)
+            callers = self._callers
+            place = len(callers)
+            while callers.setdefault(place, _LATE) is not _LATE:
+                place += 1
+            self._running = None
+            told = attempt(self._told, place - 1, finished=self._finished, after=after)
+            report = told or _LOST
+        finally:
+            self.report = report  # without one, whoever waits would do so for ever
+            self._callers = {0: _LATE}  # whoever still has the other finds the end there, too
         for each in range(place):
             attempt(callers[each].ring)  # its loop may be closed
 
@@ -301,9 +311,9 @@ class Run:
         return Outcome({**detail, **refused})
 
 
-def attempt(function: Callable[..., Any], *args: Any) -> Any:
+def attempt(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """What a function gives, or ``None`` where it cannot."""
     try:
-        return function(*args)
+        return function(*args, **named)
     except Exception:
         return None
