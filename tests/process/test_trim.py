@@ -135,6 +135,33 @@ def test_somebody_elses_heap_job_that_did_the_same_is_enough():
     assert report.step("allocator").detail == {"malloc_trim": 1}
 
 
+def test_a_heap_that_others_keep_busy_is_no_heap_without_support():
+    asked = []
+
+    def heap_job(release, sweep):
+        asked.append(release)
+        return Job([heap_step("sweep")], joined=True)
+
+    report = World(heap_job=heap_job).trims.trim("allocator")
+    assert len(asked) > 1
+    assert report.supported
+    assert "in the way" in skipped(report)["allocator"]
+
+
+@pytest.mark.parametrize("at", LEVELS)
+def test_one_that_is_broken_off_in_any_step_is_not_finished(at):
+    class Ending(World):
+        def act(self, name):
+            super().act(name)
+            self.trims.closing = name == at
+
+    world = Ending()
+    report = world.trims.trim("auto")
+    assert not report.finished
+    assert report.note == "broken off: the process is ending"
+    assert world.done[-1] == at
+
+
 def test_req_29_collect_and_trim_are_injectable_and_called_once():
     calls = []
 

@@ -139,6 +139,25 @@ def test_a_trim_from_inside_a_trim_returns_at_once_and_says_so(where):
     assert "inside a trim" in report.note
 
 
+def test_a_hook_that_was_left_behind_may_trim_like_anybody(pool):
+    gate, later = Gate(), []
+
+    def hook():
+        gate()
+        later.append(world.trims.trim("auto"))
+
+    world = hooked(hook)
+    first = pool.submit(world.trims.trim, "auto")
+    until(lambda: gate.entered)
+    world.now += 10
+    assert first.result().finished
+    world.idle()
+    gate.open()
+    until(lambda: later)
+    assert later[0].finished
+    assert "still runs" in skipped(later[0])["hooks.h0"]
+
+
 def test_a_task_that_trims_from_inside_a_trim_returns_at_once(pool):
     import asyncio
 
@@ -273,15 +292,14 @@ class Interrupted(BaseException):
 
 
 def test_what_interrupts_a_caller_at_work_reaches_it_and_the_next_trim_is_whole():
-    def collect():
-        raise AssertionError("there is no thread for it")
-
-    def heap_job(release, sweep):
-        world.heap_job = World.heap_job.__get__(world)
+    def interrupted(release, sweep):
         raise Interrupted
 
-    world = World(start=no_thread, collect=collect, heap_job=lambda *args: world.heap_job(*args))
-    world.heap_job = heap_job
+    jobs = [interrupted]
+    world = World(
+        start=no_thread,
+        heap_job=lambda *args: jobs.pop()(*args) if jobs else World.heap_job(world, *args),
+    )
     with pytest.raises(Interrupted):
         world.trims.trim("auto")
     assert "broken off by Interrupted" in world.trims._head.report.note

@@ -79,6 +79,16 @@ class TestFork:
             assert in_child(child)
             gate.open()
 
+    def test_a_child_is_not_slowed_by_what_its_parent_did(self):
+        world = World()
+        world.trims.trim("auto", min_interval=30)
+
+        def child():
+            report = world.trims.trim("auto", min_interval=30)
+            assert [step.name for step in report.steps if step.skipped] == ["gc"]
+
+        assert in_child(child)
+
     def test_a_hook_that_forks_leaves_a_child_that_can_trim(self):
         passed = []
 

@@ -145,6 +145,7 @@ class Trims:
     def forget(self) -> None:
         """In a forked child: no trim runs here, whatever ran in the parent."""
         self.epoch = object()
+        self.pace = Pace(self._means.clock)
         self.aside.forget()
         self._head = Run(self, self._means)
 
@@ -188,7 +189,8 @@ class Trims:
 
     def _nothing(self) -> TrimReport | None:
         run = getattr(self._local, "run", None)
-        if run is not None and run.epoch is self.epoch:
+        # One that is over waits for nobody: neither does who was left behind in it.
+        if run is not None and run.epoch is self.epoch and not run.over:
             return TrimReport(
                 finished=False, nested=True, note="called from inside a trim: nothing done"
             )

@@ -130,10 +130,10 @@ class Run:
                 self._allocator = attempt(self._means.allocator)
                 self._before = self._memory(full=True)
                 for depth in range(len(LEVELS)):
+                    self._level(depth)
                     if self._leave():
                         self._note = "broken off: the process is ending"
                         break
-                    self._level(depth)
                 else:
                     self._finished = True
             except BaseException as error:  # whoever waits is told all the same
@@ -296,6 +296,8 @@ class Run:
             steps = [step for step in steps if (step.name == "sweep") is sweep]
             if steps:
                 break
+        else:
+            return Outcome(skipped="somebody else's work on the heap was in the way")
         done = [step for step in steps if step.ok]
         refused = {step.name: step.why or "refused" for step in steps if not step.ok}
         if not done:
