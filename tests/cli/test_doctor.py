@@ -103,6 +103,28 @@ class TestCommand:
             assert "MEMWEIR_TOKEN" in done.stdout
             assert "[redacted]" in done.stdout
 
+    def test_variables_that_nothing_reads_are_named_and_their_values_are_not(self) -> None:
+        done = doctor("--json", MEMWEIR_PASSWORD="hunter2")
+        assert "MEMWEIR_PASSWORD" in done.stdout
+        assert "hunter2" not in done.stdout
+
+    @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+    def test_no_terminal_is_too_plain_for_it(self, encoding: str) -> None:
+        done = doctor(PYTHONIOENCODING=encoding, MALLOC_ARENA_MAX="\udcff")
+        assert done.returncode == 1
+        assert "variable-no-number" in done.stdout
+        assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_processors_are_those_it_may_run_on() -> None:
+    """A process that is bound to as many as its quota has no more threads than it may."""
+    done = run(
+        "import os; from memweir.cli.doctor import Host;"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(Host.here().cpus)"
+    )
+    assert done.stdout == "1\n", done.stderr
+
 
 def test_examining_imports_none_of_what_it_names() -> None:
     done = run(
@@ -165,7 +187,8 @@ def test_another_missing_module_is_not_called_an_extra() -> None:
 
 
 MEMINFO = "MemTotal: 4000 kB\nSwapTotal:       0 kB\n"
-MAPS = "00-01 r-xp 00 00:00 5   /usr/lib/libjemalloc.so.2\n02-03 rw-p 00 00:00 0\n"
+MAPS = "00-01 r-xp 00 00:00 5   /usr/lib/libjemalloc.so.2\n"
+MAPS += "00-01 r-xp 00 00:00 5   /usr/lib/libgone.so.1.0 (deleted)\n02-03 rw-p 00 00:00 0\n"
 
 
 class TestFolders:
@@ -189,7 +212,7 @@ class TestFolders:
             "huge_pages_defrag": "madvise",
             "overcommit_memory": 2,
             "max_map_count": 1000,
-            "maps": 2,
+            "maps": 3,
             "pressure": True,
             "swap": 0,
         }
@@ -203,7 +226,7 @@ class TestFolders:
         assert {v for k, v in facts["kernel"].items() if k != "pressure"} == {None}
         assert names(facts) == {"pressure-unreadable"}
 
-    @pytest.mark.parametrize("text", ["", "[", "x\0", "[always", "12 34", "-1", "٣"])
+    @pytest.mark.parametrize("text", ["", "[", "x\0", "[always", "12 34", "-1", "٣", "a/b"])
     def test_kernel_of_nonsense(self, tmp_path: Path, text: str) -> None:
         paths = (
             *("sys/kernel/mm/transparent_hugepage/enabled", "proc/sys/vm/max_map_count"),
@@ -215,7 +238,8 @@ class TestFolders:
         facts["kernel"] = kernel.facts(seen)
         assert limits.quota(seen) is None
         assert limits.controller(seen) is None
-        assert [one["there"] for one in allocator.preloaded(seen)] == [False]
+        # Where no maps are to be seen, nothing is known to be missing.
+        assert [one["there"] for one in allocator.preloaded(seen)] == [text == ""]
         command.judge(facts)
 
     @pytest.mark.parametrize(
@@ -270,7 +294,10 @@ class TestFolders:
         lib.mkdir(parents=True)
         (lib / "libjemalloc.so").symlink_to("libjemalloc.so.2")
         (lib / "libjemalloc.so.2").touch()
-        named = "/usr/lib/libjemalloc.so /nowhere/libmimalloc.so:libother.so $LIB/libjemalloc.so.2"
+        named = (
+            "/usr/lib/libjemalloc.so /nowhere/libmimalloc.so:libother.so $LIB/libjemalloc.so.2"
+            " libjemalloc.so libgone.so.1"
+        )
         seen = host(tmp_path, {"proc/self/maps": MAPS}, {"LD_PRELOAD": named})
         found = {one["name"]: (one["there"], one["allocator"]) for one in allocator.preloaded(seen)}
         assert found == {
@@ -278,7 +305,18 @@ class TestFolders:
             "/nowhere/libmimalloc.so": (False, "mimalloc"),
             "libother.so": (False, None),
             "$LIB/libjemalloc.so.2": (True, "jemalloc"),
+            "libjemalloc.so": (True, "jemalloc"),  # the loader follows the link
+            "libgone.so.1": (True, None),
         }
+
+    def test_shared_memory_without_a_size_has_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = host(tmp_path, {"proc/self/mounts": "shm /dev/shm tmpfs rw,size=0 0 0\n"})
+        for blocks, told in ((16, 65536), (0, None)):
+            stat = SimpleNamespace(f_blocks=blocks, f_frsize=4096)
+            monkeypatch.setattr(limits.os, "statvfs", lambda path, stat=stat: stat)
+            assert limits._shared(seen) == told
 
     def test_what_was_preloaded_is_what_was_said_at_the_start(self, tmp_path: Path) -> None:
         late = Host(tmp_path, {"LD_PRELOAD": "/late.so"}, {}, 4)

@@ -180,6 +180,14 @@ CASES: list[tuple[str, str, Change, Change]] = [
         variable("MALLOC_TRIM_THRESHOLD_", "128K"),
         variable("MALLOC_TRIM_THRESHOLD_", " 131072 "),
     ),
+    *(
+        ("variable-no-number", "problem", variable("MALLOC_ARENA_MAX", "two"), understood)
+        for understood in (
+            variable("MALLOC_TRIM_THRESHOLD_", "-1"),  # never, in the words of its manual
+            variable("MALLOC_MMAP_THRESHOLD_", "0x20000"),
+            variable("MALLOC_ARENA_MAX", ""),
+        )
+    ),
     (
         "variable-late",
         "problem",
@@ -255,7 +263,13 @@ CASES: list[tuple[str, str, Change, Change]] = [
     ("allocator-unknown", "warning", allocator("musl"), allocator("mimalloc")),
     ("tcmalloc-keeps", "note", allocator("tcmalloc"), allocator("mimalloc")),
     ("setting-bad", "problem", settings(error="MEMWEIR_TUNE: no such name"), settings(Settings())),
-    ("budget-over-limit", "problem", settings(budget=16 * GIB), settings(budget=15 * GIB)),
+    ("budget-over-limit", "warning", settings(budget=16 * GIB), settings(budget=15 * GIB)),
+    (
+        "budget-over-limit",
+        "problem",  # somebody said so
+        settings(Settings(cache_budget="16 GiB"), budget=16 * GIB),
+        settings(Settings(cache_budget="15 GiB"), budget=15 * GIB),
+    ),
     ("setting-waits", "note", settings(WAITS), settings(Settings(tune="images"))),
     ("tune-failed", "warning", tuned(why="OSError: no"), tuned()),
     ("tune-late", "warning", tuned(late="threads run"), tuned()),

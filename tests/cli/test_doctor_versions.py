@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_a_need_of_another_platform_or_extra_is_none(monkeypatch: pytest.MonkeyP
     assert versions._need("none", "b-c") is None
     monkeypatch.setattr(versions, "_version", {"a": "1"}.get)
     assert versions._need("a", "b-c") == "a 1 needs b-c>=2, not installed"
+
+
+def test_metadata_that_make_no_sense_are_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_version", {"a": "1", "b": "of yesterday"}.get)
+    monkeypatch.setattr(versions.metadata, "requires", lambda package: ["b (>=", "b>=2", ""])
+    assert versions._need("a", "b") is None
+    monkeypatch.undo()
+    (tmp_path / "left_behind-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with warnings.catch_warnings(action="ignore"):  # of a metadata module that will raise
+        assert versions._version("left-behind") is None
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

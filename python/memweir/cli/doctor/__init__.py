@@ -6,7 +6,9 @@ read, so that every judgement can be tried on facts that no machine here has.
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,6 +71,9 @@ def run(*, as_json: bool) -> int:
     else:
         from .report import show
 
+        # A terminal of another encoding, or a variable that is no text, is no reason to fail.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         show(facts, found)
     return 0 if _healthy(found) else 1
 

@@ -83,16 +83,15 @@ def preloaded(host: Host) -> list[dict[str, Any]]:
     """What LD_PRELOAD named when the process started, and whether the loader found it."""
     variables = host.environ if host.at_start is None else host.at_start
     maps = host.text("/proc/self/maps") or ""
-    mapped = {Path(line.split(None, 5)[5]).name for line in maps.splitlines() if "/" in line}
+    mapped = {line.rpartition("/")[2] for line in maps.splitlines() if "/" in line}
     found = []
     for name in variables.get("LD_PRELOAD", "").replace(":", " ").split():
         path = Path(name)
-        if "$" in name or "/" not in name:  # the loader's to find
-            real = path.name
-            there = real in mapped
-        else:
+        real = path.name
+        if "/" in name and "$" not in name:  # others are the loader's to find
             real = (host.root / name.lstrip("/")).resolve().name
-            there = not maps or bool({path.name, real} & mapped)
+        # What is mapped ends in more of a version, or in "(deleted)".
+        there = not maps or any(file.startswith((path.name, real)) for file in mapped)
         kinds = (kind for kind in ("jemalloc", "mimalloc", "tcmalloc") if kind in path.name)
         found.append({"name": name, "there": there, "allocator": next(kinds, None)})
     return found

@@ -64,11 +64,12 @@ def findings(facts: Facts) -> Iterator[Finding]:
         return
     values, limit = seen["values"], facts["limits"]["limit"]
     if limit is not None and seen["budget"] >= limit:
+        said = values["cache_budget"]["origin"] != "default"
         yield Finding(
-            "problem",
+            "problem" if said else "warning",
             "budget-over-limit",
-            f"one cache may take {format_size(seen['budget'])}, and the limit is "
-            f"{format_size(limit)}: the process is killed before the cache is full",
+            f"a cache that is given no budget may take {format_size(seen['budget'])}, and the limit "
+            f"is {format_size(limit)}: the process is killed before the cache is full",
             'set MEMWEIR_CACHE_BUDGET to a share of the limit, such as "25%"',
         )
     waiting: dict[str, list[str]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
+from memweir.redaction import MARK
 from memweir.settings import parts
 
 from .finding import Facts, Finding
@@ -35,20 +36,23 @@ AT_IMPORT = {
 _OURS = "MEMWEIR_"
 # Read by what is not a setting: parts of the core, integrations, and what tests and benches name.
 OTHERS = ("SIMD", "MM_EPHEMERAL", "MM_HASH_CACHE", "VLLM", "VERIFIERS")
+# As its loader reads them; an empty one is as good as none.
+_NUMBER = re.compile(r"\s*([-+]?(0[xX][0-9a-fA-F]+|\d+)\s*)?", re.ASCII)
 _WRONG = {name.rstrip("_") if name.endswith("_") else name + "_": name for name in NUMBERS}
 _FAMILIES = ("MIMALLOC_", "TCMALLOC_")
 _TORCH = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 def facts(host: Host) -> dict[str, Any]:
-    shown = {}
+    shown, nothings = {}, unknown(host)
     for name, value in sorted(host.environ.items()):
         if not (name in AT_START or name in AT_IMPORT or name in _WRONG or _known(name)):
             continue
         late = None if host.at_start is None else host.at_start.get(name) != value
-        shown[name] = {"value": value, "late": late}
+        # What nothing reads may be anything: a password of whoever took our prefix.
+        shown[name] = {"value": MARK if name in nothings else value, "late": late}
     imported = sorted({module for module in AT_IMPORT.values() if module in host.modules})
-    return {"variables": shown, "unknown": unknown(host), "imported": imported}
+    return {"variables": shown, "unknown": nothings, "imported": imported}
 
 
 def _known(name: str) -> bool:
@@ -88,7 +92,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             )
         if seen["late"]:
             yield from _late(name, facts["environment"]["imported"])
-        if name in NUMBERS and not re.fullmatch(r"\s*\d+\s*", seen["value"], re.ASCII):
+        if name in NUMBERS and not _NUMBER.fullmatch(seen["value"]):
             yield Finding(
                 "problem",
                 "variable-no-number",

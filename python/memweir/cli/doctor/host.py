@@ -20,16 +20,14 @@ class Host:
     at_start: Mapping[str, str] | None
     """The variables that the process was started with; ``None`` where that is not to be seen."""
     cpus: int
-    """What ``os.cpu_count()`` says."""
+    """On how many it may run, whatever their share: what libraries count."""
     modules: frozenset[str] = frozenset()
     """What is imported."""
 
     @classmethod
     def here(cls) -> Host:
         root, environ = Path("/"), dict(os.environ)
-        return cls(
-            root, environ, started(root, environ), os.cpu_count() or 1, frozenset(sys.modules)
-        )
+        return cls(root, environ, started(root, environ), usable_cpus(), frozenset(sys.modules))
 
     def text(self, path: str) -> str | None:
         """What stands in a file, without white space around; ``None`` if it cannot be read."""
@@ -45,6 +43,13 @@ class Host:
     def chosen(self, path: str) -> str | None:
         """The word in brackets: ``always [madvise] never``."""
         return (self.text(path) or "").partition("[")[2].partition("]")[0] or None
+
+
+def usable_cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
 
 
 def started(root: Path, environ: Mapping[str, str]) -> dict[str, str] | None:

@@ -121,8 +121,8 @@ def _threads(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "warning",
         "threads-of-host",
-        f"the quota is {quota:g} CPUs and os.cpu_count() says {seen['cpus']}: libraries start as "
-        "many threads, and malloc makes up to eight arenas for each of them",
+        f"the quota is {quota:g} CPUs and the process may run on {seen['cpus']}: libraries start "
+        "as many threads, and malloc makes up to eight arenas for each of them",
         f"set OMP_NUM_THREADS={max(1, round(quota))} before the process starts",
     )
 
@@ -181,4 +181,4 @@ def _shared(host: Host) -> int | None:
         found = os.statvfs(host.root / "dev/shm")
     except (AttributeError, OSError):
         return None
-    return found.f_blocks * found.f_frsize
+    return found.f_blocks * found.f_frsize or None  # 0: it has no size of its own

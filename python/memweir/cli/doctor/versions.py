@@ -5,9 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from .finding import Facts, Finding
 from .host import Host
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 __all__ = ["facts", "findings"]
 
@@ -77,20 +81,33 @@ def _need(package: str, other: str) -> str | None:
     except ModuleNotFoundError:
         return None
     for line in metadata.requires(package) or ():
-        requirement = Requirement(line)
+        try:
+            requirement = Requirement(line)
+        except ValueError:
+            continue  # from before there was a grammar
         if requirement.name.lower().replace("_", "-") != other:
             continue
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         if has is None:
             return f"{package} {version} needs {other}{requirement.specifier}, not installed"
-        if not requirement.specifier.contains(has, prereleases=True):
+        if not _fits(requirement.specifier, has):
             return f"{package} {version} needs {other}{requirement.specifier}, and {has} is there"
     return None
 
 
+def _fits(specifier: SpecifierSet, version: str) -> bool:
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return specifier.contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return True  # nothing that could be compared
+
+
 def _version(package: str) -> str | None:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        found: str | None = metadata.version(package)
+    except (metadata.PackageNotFoundError, KeyError):
         return None
+    return found  # none, too, in what an interrupted uninstall leaves behind
