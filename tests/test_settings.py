@@ -276,6 +276,28 @@ class TestConfigure:
         monkeypatch.setenv("MEMWEIR_CACHE_BUDGET", "8 MiB")
         assert current().cache_budget == "7 MiB"
 
+    def test_the_environment_is_read_again_only_when_it_changed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[Settings] = []
+        plain = Settings.from_env
+        monkeypatch.setattr(Settings, "from_env", lambda: read.append(plain()) or read[-1])
+        monkeypatch.setattr(settings, "_read", None)
+        for number in range(3):
+            monkeypatch.setenv("MEMWEIR_ARENA_MAX", f"{number + 1}")
+            monkeypatch.setenv("MEMWEIR_TUNE", "images")
+            assert {current().arena_max for _ in range(5)} == {number + 1}
+            assert len(read) == number + 1
+
+    def test_an_environment_that_is_a_plain_dict_counts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        variables = {"MEMWEIR_CACHE_BUDGET": "7 MiB"}
+        monkeypatch.setattr(settings.os, "environ", variables)
+        assert current().cache_budget == "7 MiB"
+        variables["MEMWEIR_CACHE_BUDGET"] = "8 MiB"
+        assert current().cache_budget == "8 MiB"
+
     def test_a_bad_variable_reaches_who_makes_a_cache(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -181,9 +181,23 @@ class TestApplied:
         with pytest.raises(ValueError, match="arena_max"):
             mw.configure(tune="images", arena_max=3)
         assert settings.applied() is None
+        assert settings.configured() is None
         monkeypatch.setattr(tuning, "tune", ours)
-        mw.configure(arena_max=2)
+        mw.configure(tune="images", arena_max=2)
         assert heap == [("images", {"arena_max": 2})]
+
+    def test_an_interrupted_tuning_is_done_by_who_comes_next(
+        self, heap: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(profile: str, **overrides: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "tune", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                mw.configure(tune="images")
+        mw.configure(tune="images")
+        assert heap == [("images", {})]
 
     def test_a_platform_that_cannot_is_no_error(
         self, heap: list[Any], monkeypatch: pytest.MonkeyPatch

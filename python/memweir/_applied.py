@@ -60,10 +60,10 @@ def apply(settings: Settings, by: str) -> None:
         from .process.tune import tune
 
         report = tune(profile, **overrides)
-    except (TypeError, ValueError):
-        del _state["turn"]
-        raise
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, TypeError | ValueError) or not isinstance(error, Exception):
+            del _state["turn"]
+            raise
         why = f"{type(error).__name__}: {error}"
     _state["applied"] = Applied(by, profile, overrides, report, why)
 

@@ -172,7 +172,6 @@ def parts() -> Iterator[Part]:
 
 
 _PARTS = tuple(Part(name=one.name, **one.metadata) for one in fields(Settings))
-_VARIABLES = tuple(part.variable for part in _PARTS)
 
 
 def _made(said: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
@@ -207,8 +206,8 @@ def _refused(name: str, error: Exception, part: Part) -> str:
 
 
 _current: Settings | None = None
-# What the variables said when they were read last, and what was made of it.
-_read: tuple[tuple[str | None, ...], Settings] | None = None
+# The environment when it was read last, and what was made of it.
+_read: tuple[dict[Any, Any], Settings] | None = None
 
 
 def current() -> Settings:
@@ -216,10 +215,11 @@ def current() -> Settings:
     global _read  # noqa: PLW0603  saves reading the same text for every cache
     if _current is not None:
         return _current
-    texts = tuple(map(os.environ.get, _VARIABLES))
+    # As they are kept: looking up each of ours costs more than making a cache.
+    now = getattr(os.environ, "_data", os.environ)
     known = _read
-    if known is None or known[0] != texts:
-        known = _read = texts, Settings.from_env()
+    if known is None or known[0] != now:
+        known = _read = dict(now), Settings.from_env()
     return known[1]
 
 
@@ -250,8 +250,8 @@ def configure(settings: Settings | None = None, **changes: Any) -> Settings:
         raise TypeError(f"settings are memweir.Settings, not {type(base).__name__}")
     origins = {**base._origins, **dict.fromkeys(changes, "configure")}
     made = _made({**base.said(), **changes}, origins)
-    use(made)
     apply(made, "configure()")
+    use(made)
     return made
 
 

@@ -68,8 +68,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "problem" if said else "warning",
             "budget-over-limit",
-            f"a cache that is given no budget may take {format_size(seen['budget'])}, and the limit "
-            f"is {format_size(limit)}: the process is killed before the cache is full",
+            f"a cache that is given no budget may take {format_size(seen['budget'])}, and the "
+            f"limit is {format_size(limit)}: the process is killed before the cache is full",
             'set MEMWEIR_CACHE_BUDGET to a share of the limit, such as "25%"',
         )
     waiting: dict[str, list[str]] = {}
