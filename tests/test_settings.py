@@ -133,6 +133,14 @@ def test_a_bad_variable_is_named_with_what_it_accepts(name: str, text: str) -> N
         Settings.from_env({"MEMWEIR_TUNE": "images", part.variable: text})
 
 
+def test_a_secret_in_the_wrong_variable_is_not_told() -> None:
+    secret = "hf_" + "x" * 34
+    for part in parts():
+        with pytest.raises(ValueError, match=f"^{part.variable}: ") as told:
+            Settings.from_env({part.variable: secret})
+        assert secret not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [

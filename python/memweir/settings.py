@@ -202,7 +202,10 @@ def _resolve(settings: Settings, said: Mapping[str, Any], origins: Mapping[str, 
 
 
 def _refused(name: str, error: Exception, part: Part) -> str:
-    return f"{name}: {str(error).partition(';')[0]}; it accepts {part.kind.accepts}"
+    from .redaction import redact
+
+    why = redact(str(error).partition(";")[0])
+    return f"{name}: {why}; it accepts {part.kind.accepts}"
 
 
 _current: Settings | None = None
