@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,11 @@ def test_48_the_allocator_that_is_really_loaded_is_found(name: str) -> None:
     assert found["text"].startswith(name)
 
 
-@pytest.mark.parametrize("name", [GLIBC, "mimalloc"])
-def test_48_torch_beside_it_changes_nothing(name: str) -> None:
-    pytest.importorskip("torch")
-    assert run("identify", "torch", allocator=name)["allocator"]["kind"] == name
+def test_48_torch_beside_it_changes_nothing() -> None:
+    if find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    found = run("identify", "torch", allocator="mimalloc")
+    assert found["allocator"]["kind"] == "mimalloc"
 
 
 @pytest.mark.parametrize("other", ["mimalloc", "tcmalloc"])

@@ -29,7 +29,7 @@ def test_a_level_names_the_last_step(last):
     assert report.finished
 
 
-def test_req_26_the_result_is_a_record_with_support_backend_return_value_bytes_and_duration():
+def test_26_the_result_is_a_record_with_support_backend_return_value_bytes_and_duration():
     def slow(release, sweep):
         world.now += 0.25
         return world.heap_job(release, sweep)
@@ -81,7 +81,7 @@ def test_what_grew_meanwhile_is_said():
         ("release", "nothing is known for this platform"),
     ],
 )
-def test_req_28_a_missing_symbol_or_platform_is_an_outcome(name, why):
+def test_28_a_missing_symbol_or_platform_is_an_outcome(name, why):
     def heap_job(release, sweep):
         return Job([heap_step(name, ok=False, why=why)] if release else [])
 
@@ -162,7 +162,7 @@ def test_one_that_is_broken_off_in_any_step_is_not_finished(at):
     assert world.done[-1] == at
 
 
-def test_req_29_collect_and_trim_are_injectable_and_called_once():
+def test_29_collect_and_trim_are_injectable_and_called_once():
     calls = []
 
     def heap_job(release, sweep):

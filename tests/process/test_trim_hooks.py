@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -147,18 +148,28 @@ def test_no_library_is_imported_to_trim_it_and_those_imported_are_asked():
     assert done.stdout.splitlines() == ["set()", "None"]
 
 
-def test_real_torch_is_asked_without_starting_a_device():
+def test_real_libraries_are_asked_without_starting_a_device():
+    """By a trim and by an explanation: importing torch once is dear enough."""
     if find_spec("torch") is None:
         pytest.skip("torch is not installed")
     code = (
-        "import torch, memweir as mw\n"
-        "step = mw.trim('hooks').step('hooks.torch')\n"
-        "print(step.failed, torch.cuda.is_initialized())\n"
+        "import sys, torch, PIL.Image, memweir as mw\n"
+        "steps = mw.trim('hooks').steps\n"
+        "print(sorted(s.name for s in steps if s.name.startswith('hooks.')))\n"
+        "print([s.failed for s in steps if s.failed is not None])\n"
+        "print([p.name for p in mw.explain().parts if p.note.startswith('does not say')])\n"
+        "print(torch.cuda.is_initialized(), mw.heap().allocator.kind == sys.argv[1])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=170, check=True
+        [sys.executable, "-c", code, mw.heap().allocator.kind],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=True,
     )
-    assert done.stdout.split() == ["None", "False"]
+    asked, *others = done.stdout.splitlines()
+    assert {"hooks.pillow", "hooks.torch"} <= set(ast.literal_eval(asked))
+    assert others == ["[]", "[]", "False True"]
 
 
 def test_output_buffers_of_caches_go_back_and_entries_stay():

@@ -114,7 +114,7 @@ def test_a_periodic_trim_collects_only_where_its_level_says_so():
     assert "gc" not in skipped(periodic(World(), level="hooks")[0])
 
 
-def test_req_50_periodic_trims_are_limited_single_off_the_loop_and_force_no_collection(caplog):
+def test_50_periodic_trims_are_limited_single_off_the_loop_and_force_no_collection(caplog):
     caplog.set_level("INFO", "memweir")
     collected = []
     world = rich(World(collect=lambda: collected.append(gc) or 0))

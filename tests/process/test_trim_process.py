@@ -270,7 +270,7 @@ def test_memory_of_threads_comes_back_in_each_of_three_lives(threads):
     assert min(int(before) for before, *_ in lives) > 30 * MIB, done.stdout
 
 
-def test_req_45_what_a_trim_reports_is_what_the_kernel_counts():
+def test_45_what_a_trim_reports_is_what_the_kernel_counts():
     """Resident, anonymous and file pages and the heap's own view are told apart."""
     code = (
         "import numpy as np, memweir as mw\n"
