@@ -95,6 +95,19 @@ def test_a_hook_that_hangs_is_left_behind_and_left_out_until_it_returns(pool):
     assert gate.entered == 2
 
 
+def test_one_that_takes_the_place_of_a_hanging_hook_is_called(pool):
+    gate = Gate()
+    world = hooked(gate)
+    first = pool.submit(world.trims.trim, "hooks")
+    until(lambda: gate.entered)
+    world.now += 10
+    assert first.result().step("hooks.h0").failed
+    world.hooks = [TrimHook("h0", lambda: world.done.append("better"))]
+    assert skipped(world.trims.trim("hooks")) == {}
+    assert world.done[-1] == "better"
+    gate.open()
+
+
 def test_a_collection_that_hangs_in_a_finalizer_is_left_behind(pool):
     """A finalizer may want a lock that a caller of trim holds."""
     lock = threading.RLock()

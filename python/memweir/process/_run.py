@@ -235,7 +235,8 @@ class Run:
     def _hooks(self, depth: int) -> None:
         hooks = attempt(self._means.hooks) or ()
         for hook in hooks:
-            self._take(depth, f"hooks.{hook.name}", partial(self._aside, hook.name, hook))
+            key = hook.name, id(hook.function)  # a function that is running keeps its id
+            self._take(depth, f"hooks.{hook.name}", partial(self._aside, key, hook))
         if not hooks:
             why = "none is registered, and no library with one is imported"
             self._steps.append(TrimStep("hooks", "hooks", skipped=why))
