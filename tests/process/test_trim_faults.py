@@ -204,8 +204,8 @@ def test_a_finalizer_that_trims_neither_hangs_nor_nests():
     finally:
         gc.set_threshold(*before)
         gc.enable()
-    gc.collect()
-    assert len(reports) == 45
+    # A collection does nothing while another thread's runs.
+    until(lambda: gc.collect() >= 0 and len(reports) == 45)
     assert all(report.nested for report in reports[:5])  # no collection but the trim's own
 
 
