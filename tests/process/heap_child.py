@@ -130,6 +130,31 @@ def record() -> list[dict[str, Any]]:
     return job()
 
 
+def small(overwrite: bool = False) -> dict[str, Any]:
+    """A sweep after a thread's blocks that are too small to trim a top when they are freed."""
+    if overwrite:  # as who renames a process does, with the variables moved elsewhere first
+        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+            if name in os.environ:
+                os.environ[name] = os.environ[name]
+        start, end = map(int, Path("/proc/self/stat").read_text().split(")")[-1].split()[47:49])
+        ctypes.memset(start, 0, end - start)
+
+    # No list: what else is allocated in the thread would lie above the blocks, and stay there.
+    blocks = (ctypes.c_void_p * 100_000)()
+
+    def fill() -> None:
+        for place in range(len(blocks)):
+            blocks[place] = take(100)
+        for block in blocks:
+            PROCESS.free(block)
+        take(2000)  # glibc puts them together for this: none of what comes next lies above them
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join()
+    return job()[-1]
+
+
 def unstartable(room: int) -> dict[str, Any]:
     """A sweep where the address space has room for so many KiB of threads."""
     # Stacks of threads that are gone would serve new ones.

@@ -132,6 +132,38 @@ def test_the_environments_threshold_is_set_back() -> None:
     assert run("record", GLIBC_TUNABLES=tunables)[-1]["trim_threshold"] == 0xC000000
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MALLOC_MMAP_THRESHOLD_", str(MIB)),
+        ("GLIBC_TUNABLES", "glibc.malloc.top_pad=131072"),
+    ],
+)
+def test_the_threshold_that_another_variable_holds_where_it_is_is_set_back(
+    variable: str, value: str
+) -> None:
+    sweep = run("small", **{variable: value})
+    assert sweep["tops_before"] > 8 * MIB > 4 * MIB > sweep["tops_after"]
+    assert sweep["trim_threshold"] == 128 * 1024
+
+
+@pytest.mark.parametrize("value", ["-1", str(1 << 40), str((1 << 31) + 5)])
+def test_a_threshold_that_mallopt_cannot_take_becomes_the_largest_it_takes(value: str) -> None:
+    sweep = run("small", MALLOC_TRIM_THRESHOLD_=value)
+    assert sweep["tops_before"] > 8 * MIB > 4 * MIB > sweep["tops_after"]
+    assert sweep["trim_threshold"] == (1 << 31) - 1
+
+
+def test_a_number_of_arenas_without_end_is_none_to_count_with() -> None:
+    sweep = run("small", MALLOC_ARENA_MAX=str((1 << 64) - 1))
+    assert sweep["ok"], sweep
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_environments_threshold_is_known_after_the_process_was_renamed(overwrite: bool) -> None:
+    assert run("small", overwrite, MALLOC_TRIM_THRESHOLD_="300000")["trim_threshold"] == 300_000
+
+
 def test_a_sweep_whose_threads_cannot_be_started_ends_and_says_so() -> None:
     found = run("unstartable", 4500)
     [sweep] = found["steps"]
