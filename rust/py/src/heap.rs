@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 use memweir_core::heap::job::{Job, Part, desk};
 use memweir_core::heap::stats::Stats;
 use memweir_core::heap::step::Step;
-use memweir_core::heap::{live, release, stats, tune};
+use memweir_core::heap::{environ, live, release, stats, tune};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 /// How often a wait looks whether Python wants to be interrupted.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Makes what must not be in the middle of its making when the process forks.
+/// Makes what must not be in the middle of its making when the process forks, and reads the
+/// environment while nobody changes it.
 pub fn prepare() {
     desk();
+    environ::started();
 }
 
 /// A job that gives memory back: running, or done.

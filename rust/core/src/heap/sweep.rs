@@ -144,7 +144,7 @@ fn note(sweep: &mut Sweep, found: Option<&[Arena]>) -> Option<usize> {
 /// glibc stops making arenas at a number that depends on the processors. Threads up to that number
 /// may get new ones, and as many again go around those that are in use.
 fn sweepers(seen: Option<usize>) -> usize {
-    let reaching = 2 * limit();
+    let reaching = limit().saturating_mul(2);
     if reaching <= MOST { reaching } else { seen.unwrap_or(MOST).clamp(8, MOST) }
 }
 

@@ -1,7 +1,7 @@
 //! Setting what an allocator lets be set while the process runs.
 
 use super::detect::{Allocator, Calls};
-use super::environ;
+use super::environ::started;
 use super::glibc::{Glibc, param};
 use std::ffi::{c_int, c_long};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The trim threshold after a sweep where nobody chose one: what a process needs again and again
 /// stays at its arenas' tops, instead of being faulted in each time.
 pub const THRESHOLD: usize = 64 << 20;
+
+/// Where glibc's own threshold stays when another variable keeps it from moving.
+const FIXED: usize = 128 << 10;
 
 /// From so many bytes on, a heap has seen big allocations.
 const BIG: u64 = 64 << 20;
@@ -23,23 +26,21 @@ static TOP_PAD: AtomicUsize = AtomicUsize::new(NONE);
 static ARENA_MAX: AtomicUsize = AtomicUsize::new(NONE);
 
 /// What a sweep sets the trim threshold to: what was tuned, else what the process was started
-/// with, else [`THRESHOLD`].
+/// with, else [`THRESHOLD`]; at most what `mallopt` takes, and a top is hardly ever larger.
 pub fn threshold_after_sweep() -> usize {
-    let started = || environ::glibc_number("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold");
-    get(&TRIM_THRESHOLD).or_else(started).unwrap_or(THRESHOLD)
+    let untold = if started().fixed { FIXED } else { THRESHOLD };
+    let value = get(&TRIM_THRESHOLD).or(started().trim_threshold).unwrap_or(untold);
+    value.min(c_int::MAX as usize)
 }
 
 /// Bytes beside glibc's own that stay at a top that is trimmed.
 pub fn top_pad() -> usize {
-    get(&TOP_PAD)
-        .or_else(|| environ::glibc_number("MALLOC_TOP_PAD_", "glibc.malloc.top_pad"))
-        .unwrap_or(0)
+    get(&TOP_PAD).or(started().top_pad).unwrap_or(0)
 }
 
 /// How many arenas there may be, if anybody said.
 pub fn arena_max() -> Option<usize> {
-    let started = || environ::glibc_number("MALLOC_ARENA_MAX", "glibc.malloc.arena_max");
-    get(&ARENA_MAX).or_else(started)
+    get(&ARENA_MAX).or(started().arena_max)
 }
 
 /// What can be set in an allocator of this kind.
