@@ -155,6 +155,19 @@ def small(overwrite: bool = False) -> dict[str, Any]:
     return job()[-1]
 
 
+def refaults() -> list[int]:
+    """Pages faulted in by the same buffer again and again, twice, after a sweep."""
+    found = []
+    swept = small()
+    assert swept["sweepers"]
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            PROCESS.free(take(4 * MIB))
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return found
+
+
 def unstartable(room: int) -> dict[str, Any]:
     """A sweep where the address space has room for so many KiB of threads."""
     # Stacks of threads that are gone would serve new ones.

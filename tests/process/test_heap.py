@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -162,6 +163,16 @@ def test_a_number_of_arenas_without_end_is_none_to_count_with() -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_environments_threshold_is_known_after_the_process_was_renamed(overwrite: bool) -> None:
     assert run("small", overwrite, MALLOC_TRIM_THRESHOLD_="300000")["trim_threshold"] == 300_000
+
+
+def test_buffers_are_not_faulted_in_anew_for_ever_after_a_sweep() -> None:
+    # Without a sweep glibc keeps the memory of the second for the third, and so on.
+    pages = 4 * MIB // resource.getpagesize()
+    first, second = run("refaults")
+    assert first < 3 * pages
+    assert second < pages
+    # What was chosen at the start stays: each buffer is a map of its own.
+    assert min(run("refaults", MALLOC_MMAP_THRESHOLD_=str(MIB))) > 15 * pages
 
 
 def test_a_sweep_whose_threads_cannot_be_started_ends_and_says_so() -> None:
