@@ -8,7 +8,10 @@
 //! one after the other, each once around. Then all free.
 //!
 //! This takes a low trim threshold, which cannot be read and stays: another value is set
-//! afterwards, and named.
+//! afterwards, and named. To set it also ends glibc's own moving of the size from which on blocks
+//! are maps of their own. Where that is still small, larger ones would be faulted in anew at each
+//! use from then on. So glibc is first led to move it as far as it ever does, by a large block that
+//! is freed untouched; where others chose that size, this changes nothing.
 //!
 //! An arena counts as swept when little is left at its top, whoever made it so.
 
@@ -29,6 +32,8 @@ pub const MOST: usize = 64;
 const LOW: usize = 128 << 10;
 /// Freeing so many bytes makes glibc look at the top: more than 64 KiB, less than it would map.
 const BLOCK: usize = 70_000;
+/// Freeing so many bytes moves glibc's thresholds to the end of their way, if they move.
+const LARGEST: usize = if usize::BITS < 64 { 512 << 10 } else { 32 << 20 } - (128 << 10);
 /// What a swept arena may have at its top: the threshold, the pad, and the block.
 const LITTLE: u64 = 384 << 10;
 /// The tops of arenas in use are met one after the other, but for those that are locked.
@@ -90,6 +95,8 @@ pub fn sweep(glibc: &Glibc, start: Start<'_>) -> Sweep {
             ..sweep
         };
     };
+    let heap = Heap { malloc, free };
+    heap.hold(LARGEST, |_| ());
     let Some(lowered) = Lowered::new(glibc) else {
         let why = "mallopt is missing or refuses a trim threshold".into();
         return Sweep { why: Some(why), failed: true, ..sweep };
@@ -97,7 +104,7 @@ pub fn sweep(glibc: &Glibc, start: Start<'_>) -> Sweep {
     let (most, mut failed) = (sweepers(sweep.arenas_seen), None);
     for _ in 0..ROUNDS {
         let before = sweep.tops_after;
-        let round = round(Heap { malloc, free }, most, start);
+        let round = round(heap, most, start);
         sweep.sweepers = sweep.sweepers.max(round.held);
         failed = round.failed;
         let found = glibc.arenas();
@@ -194,10 +201,10 @@ struct Heap {
 }
 
 impl Heap {
-    /// Holds a block while `wait` runs; whether there was one.
-    fn hold(self, wait: impl FnOnce(bool)) {
+    /// Holds a block while `wait` runs, which is told whether there is one.
+    fn hold(self, size: usize, wait: impl FnOnce(bool)) {
         // SAFETY: any size may be asked for.
-        let block = unsafe { (self.malloc)(BLOCK) };
+        let block = unsafe { (self.malloc)(size) };
         wait(!block.is_null());
         // SAFETY: the block, or null, as it came, and nobody else has it.
         unsafe { (self.free)(block) };
@@ -250,10 +257,10 @@ impl Gate {
 fn round(heap: Heap, threads: usize, start: Start<'_>) -> Round {
     let (gate, mut started, mut failed) = (Arc::new(Gate::default()), Vec::new(), None);
     let mut held = 0;
-    heap.hold(|_| {
+    heap.hold(BLOCK, |_| {
         for _ in 0..threads {
             let gate = gate.clone();
-            match start(Box::new(move || heap.hold(|holding| gate.pass(holding)))) {
+            match start(Box::new(move || heap.hold(BLOCK, |holding| gate.pass(holding)))) {
                 Ok(thread) => started.push(thread),
                 // Those that wait already are let go: nobody waits for one that never comes.
                 Err(error) => {
