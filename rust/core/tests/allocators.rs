@@ -273,6 +273,10 @@ fn bounding_arenas_says_when_it_is_too_late() {
     script(&[&[0; 3]]);
     let word = tune::set(&glibc, "arena_max", 2);
     assert_eq!(word, Ok(Some("there are 3 already, which stay; no more are made".to_owned())));
+    // What holds already is not too late, however many there are by now.
+    script(&[&[0; 9]]);
+    let word = tune::set(&glibc, "arena_max", 2);
+    assert_eq!(word, Ok(Some("there are 9 already, which stay; no more are made".to_owned())));
     script(&[&[0; 3]]);
     let why = tune::set(&glibc, "arena_max", 8);
     assert!(why.is_err_and(|why| why.contains("decided on 2")));
