@@ -234,9 +234,7 @@ impl Hands for System {
     }
 
     fn settle_in_child(&self) {
-        if let Calls::Glibc(glibc) = &live().calls {
-            sweep::settle_in_child(glibc);
-        }
+        sweep::settle_in_child();
     }
 }
 

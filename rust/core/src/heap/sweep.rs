@@ -16,6 +16,7 @@
 //! An arena counts as swept when little is left at its top, whoever made it so.
 
 use super::arenas::{self, Arena};
+use super::detect::Calls;
 use super::glibc::{Glibc, param};
 use super::thread::{self, Thread, Work};
 use super::tune;
@@ -72,9 +73,12 @@ pub fn start(work: Work) -> io::Result<Thread> {
 /// Whether the low threshold is set: a forked child must know.
 static LOWERED: AtomicBool = AtomicBool::new(false);
 
-/// Sets the threshold back in a child that was forked in the middle of a sweep.
-pub fn settle_in_child(glibc: &Glibc) {
-    if LOWERED.swap(false, Ordering::Relaxed) {
+/// Sets the threshold back in a child that was forked in the middle of a sweep. Others look for no
+/// allocator here.
+pub fn settle_in_child() {
+    if LOWERED.swap(false, Ordering::Relaxed)
+        && let Calls::Glibc(glibc) = &super::live().calls
+    {
         glibc.set(param::TRIM_THRESHOLD, tune::threshold_after_sweep());
     }
 }
