@@ -60,6 +60,15 @@ fn every_thread_holds_a_block_until_all_do_and_the_threshold_is_set_back() {
 }
 
 #[test]
+fn more_arenas_than_there_should_be_have_a_thread_each() {
+    let _alone = alone();
+    script(&[&[BIG; 50], &[0]]);
+    // The processors were more when they were made, or the library was told to count later.
+    let sweep = step(&sweep::start).sweep.unwrap_or_default();
+    assert!((50..=MOST).contains(&sweep.sweepers), "{sweep:?}");
+}
+
+#[test]
 fn little_at_the_tops_takes_no_thread_and_changes_no_threshold() {
     let _alone = alone();
     script(&[&[BIG, 300 << 10, 0]]);
