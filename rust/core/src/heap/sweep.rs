@@ -153,10 +153,14 @@ fn note(sweep: &mut Sweep, found: Option<&[Arena]>) -> Option<usize> {
 /// How many threads reach every arena, where that can be.
 ///
 /// glibc stops making arenas at a number that depends on the processors. Threads up to that number
-/// may get new ones, and as many again go around those that are in use.
+/// may get new ones, and as many again go around those that are in use. There may be more than
+/// that: of processors that are gone, or with `MALLOC_ARENA_TEST`.
 fn sweepers(seen: Option<usize>) -> usize {
     let reaching = limit().saturating_mul(2);
-    if reaching <= MOST { reaching } else { seen.unwrap_or(MOST).clamp(8, MOST) }
+    match seen {
+        Some(seen) if reaching > MOST => seen.clamp(8, MOST),
+        seen => reaching.max(seen.unwrap_or(0)).min(MOST),
+    }
 }
 
 /// How many arenas there may be.
