@@ -1,6 +1,8 @@
 //! What one step of giving back did.
 
 use super::sweep::Sweep;
+use crate::proc::{limits, text};
+use std::path::Path;
 use std::time::Instant;
 
 /// One step, whether it could be taken or not.
@@ -76,8 +78,7 @@ impl Step {
 
 /// Resident memory of this process that no file is behind, shared memory aside.
 fn anon() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split(' ').skip(1).map(|number| number.parse::<u64>().ok());
-    let (resident, shared) = (pages.next()??, pages.next()??);
-    Some(resident.saturating_sub(shared) * crate::arena::page() as u64)
+    let text = limits::whole(Path::new("/proc/self/statm"))?;
+    let statm = text::statm(&text, crate::arena::page() as u64)?;
+    Some(statm.resident.saturating_sub(statm.shared))
 }

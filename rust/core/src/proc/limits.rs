@@ -88,27 +88,10 @@ fn resources() -> [Option<Limit>; 0] {
 fn physical() -> Option<u64> {
     // SAFETY: sysconf reads constants of the system.
     let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
-    u64::try_from(pages).ok()?.checked_mul(page()).filter(|bytes| *bytes > 0)
+    u64::try_from(pages).ok()?.checked_mul(crate::arena::page() as u64).filter(|bytes| *bytes > 0)
 }
 
 #[cfg(not(unix))]
 fn physical() -> Option<u64> {
     None
-}
-
-/// Bytes of a page.
-#[cfg(unix)]
-pub fn page() -> u64 {
-    static PAGE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *PAGE.get_or_init(|| {
-        // SAFETY: as above.
-        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        u64::try_from(size).unwrap_or(4096)
-    })
-}
-
-/// Bytes of a page.
-#[cfg(not(unix))]
-pub fn page() -> u64 {
-    4096
 }

@@ -135,7 +135,7 @@ impl Reader {
 
     fn look(&self, pid: u32, known: Known) -> Quick {
         let mut buffer = [0; 256];
-        let page = limits::page();
+        let page = crate::arena::page() as u64;
         let statm =
             self.again(File::Statm, known.statm, pid, &mut buffer, |t| text::statm(t, page));
         let charge = self.again(File::Usage, known.usage, pid, &mut buffer, text::lone);

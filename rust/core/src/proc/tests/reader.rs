@@ -1,6 +1,9 @@
 use super::tree::Tree;
-use crate::proc::limits::page;
 use crate::proc::reader::Reader;
+
+fn page() -> u64 {
+    crate::arena::page() as u64
+}
 
 const HOST: u64 = 1_000_000 << 10;
 
