@@ -121,6 +121,8 @@ fn a_sweep_sets_back_what_was_tuned() {
     let _alone = alone();
     let glibc = detect(&Fake::glibc(1));
     assert_eq!(tune::set(&glibc, "trim_threshold", 123_456), Ok(None));
+    // A sweep that ends just then sets back this one, too.
+    assert_eq!(fake::known(), 123_456);
     script(&[&[0, BIG], &[0, 1]]);
     let step = step(&sweep::start);
     assert_eq!(step.sweep.and_then(|sweep| sweep.trim_threshold), Some(123_456));

@@ -17,6 +17,8 @@ struct World {
     script: VecDeque<Vec<u64>>,
     /// jemalloc's unused pages.
     unused: usize,
+    /// What a sweep would set back at the last `mallopt`.
+    known: usize,
     mimalloc: c_int,
     option: c_long,
 }
@@ -50,6 +52,10 @@ pub fn unused(pages: usize) {
 
 pub fn mimalloc_is(version: c_int) {
     world(|world| world.mimalloc = version);
+}
+
+pub fn known() -> usize {
+    world(|world| world.known)
 }
 
 pub fn script(tops: &[&[u64]]) {
@@ -87,6 +93,8 @@ unsafe extern "C" fn mallopt(param: c_int, value: c_int) -> c_int {
         return 0;
     }
     note(format!("mallopt({param}, {value})"));
+    let known = memweir_core::heap::tune::threshold_after_sweep();
+    world(|world| world.known = known);
     1
 }
 
