@@ -197,7 +197,14 @@ impl<'a> Lowered<'a> {
 
 impl Drop for Lowered<'_> {
     fn drop(&mut self) {
-        self.0.set(param::TRIM_THRESHOLD, tune::threshold_after_sweep());
+        loop {
+            let value = tune::threshold_after_sweep();
+            self.0.set(param::TRIM_THRESHOLD, value);
+            // Who tuned it meanwhile may have been overwritten.
+            if tune::threshold_after_sweep() == value {
+                break;
+            }
+        }
         LOWERED.store(false, Ordering::Relaxed);
     }
 }

@@ -101,13 +101,14 @@ fn in_glibc(glibc: &Glibc, knob: &str, value: i64) -> Result<Option<String>, Str
         _ => (param::ARENA_MAX, Some(&ARENA_MAX), "it takes a number from 1 on"),
     };
     let word = if param == param::ARENA_MAX { arenas_left(glibc, value)? } else { None };
-    match glibc.set(param, value) {
-        Some(true) => {
-            if let Some(place) = remembered {
-                place.store(value, Ordering::Relaxed);
-            }
-            Ok(word)
-        }
+    // Known first: a sweep that ends meanwhile sets back what it knows.
+    let before = remembered.map(|place| (place, place.swap(value, Ordering::Relaxed)));
+    let took = glibc.set(param, value);
+    if let Some((place, before)) = before.filter(|_| took != Some(true)) {
+        place.store(before, Ordering::Relaxed);
+    }
+    match took {
+        Some(true) => Ok(word),
         Some(false) => Err(format!("glibc refuses it: {refusal}")),
         None => Err("the symbol mallopt is missing".to_owned()),
     }
