@@ -2,7 +2,7 @@
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from os import PathLike
-from typing import Any, Literal, Self, TypeAlias, final
+from typing import Any, Final, Literal, Self, TypeAlias, final
 
 import numpy as np
 from typing_extensions import Buffer, disjoint_base
@@ -407,70 +407,38 @@ class Memory:
     then stay what they are. Asked for in a forked child, what was not read yet is ``None``.
     """
 
-    @property
-    def rss(self) -> int | None:
-        """Resident: pages in memory, those shared with other processes included."""
-
-    @property
-    def anon(self) -> int | None:
-        """Resident and of no file and no shared memory: what only this process can give back."""
-
-    @property
-    def charge(self) -> int | None:
-        """Charged to the process's cgroup: all its processes, and file pages it has read."""
-
-    @property
-    def limit(self) -> int | None:
-        """The least of :func:`limits`, as it was at most two seconds ago."""
-
-    @property
-    def limit_source(self) -> str | None:
-        """Who sets it: a cgroup's file, ``"RLIMIT_AS"``, ``"RLIMIT_DATA"`` or ``"host"``."""
-
-    @property
-    def file(self) -> int | None:
-        """Resident pages of mapped files."""
-
-    @property
-    def shmem(self) -> int | None:
-        """Resident pages of shared memory."""
-
-    @property
-    def swap(self) -> int | None:
-        """Swapped out."""
-
-    @property
-    def peak(self) -> int | None:
-        """The most that was ever resident."""
-
-    @property
-    def working_set(self) -> int | None:
-        """``charge`` less the file pages that the cgroup would drop first."""
-
-    @property
-    def available(self) -> int | None:
-        """What the host could still give out; its own view, not the cgroup's."""
-
-    @property
-    def pressure(self) -> Pressure | None:
-        """How long memory was waited for."""
-
-    @property
-    def pss(self) -> int | None:
-        """Resident, shared pages in part; only with ``detail=True``."""
-
-    @property
-    def uss(self) -> int | None:
-        """Resident pages of this process alone; only with ``detail=True``."""
-
-    @property
-    def huge(self) -> int | None:
-        """Anonymous memory in huge pages; only with ``detail=True``."""
-
-    @property
-    def detail_seconds(self) -> float | None:
-        """What reading the detail took."""
-
+    rss: Final[int | None]
+    """Resident: pages in memory, those shared with other processes included."""
+    anon: Final[int | None]
+    """Resident and of no file and no shared memory: what only this process can give back."""
+    charge: Final[int | None]
+    """Charged to the process's cgroup: all its processes, and file pages it has read."""
+    limit: Final[int | None]
+    """The least of :func:`limits`, as it was at most two seconds ago."""
+    limit_source: Final[str | None]
+    """Who sets it: a cgroup's file, ``"RLIMIT_AS"``, ``"RLIMIT_DATA"`` or ``"host"``."""
+    file: Final[int | None]
+    """Resident pages of mapped files."""
+    shmem: Final[int | None]
+    """Resident pages of shared memory."""
+    swap: Final[int | None]
+    """Swapped out."""
+    peak: Final[int | None]
+    """The most that was ever resident."""
+    working_set: Final[int | None]
+    """``charge`` less the file pages that the cgroup would drop first."""
+    available: Final[int | None]
+    """What the host could still give out; its own view, not the cgroup's."""
+    pressure: Final[Pressure | None]
+    """How long memory was waited for."""
+    pss: Final[int | None]
+    """Resident, shared pages in part; only with ``detail=True``."""
+    uss: Final[int | None]
+    """Resident pages of this process alone; only with ``detail=True``."""
+    huge: Final[int | None]
+    """Anonymous memory in huge pages; only with ``detail=True``."""
+    detail_seconds: Final[float | None]
+    """What reading the detail took."""
     def as_dict(self) -> dict[str, Any]:
         """All of it, as plain data."""
 
@@ -481,22 +449,14 @@ class Pressure:
     In percent of the last 10, 60 and 300 seconds, and in microseconds in all.
     """
 
-    @property
-    def some_avg10(self) -> float: ...
-    @property
-    def some_avg60(self) -> float: ...
-    @property
-    def some_avg300(self) -> float: ...
-    @property
-    def some_total(self) -> int: ...
-    @property
-    def full_avg10(self) -> float: ...
-    @property
-    def full_avg60(self) -> float: ...
-    @property
-    def full_avg300(self) -> float: ...
-    @property
-    def full_total(self) -> int: ...
+    some_avg10: Final[float]
+    some_avg60: Final[float]
+    some_avg300: Final[float]
+    some_total: Final[int]
+    full_avg10: Final[float]
+    full_avg60: Final[float]
+    full_avg300: Final[float]
+    full_total: Final[int]
     @property
     def source(self) -> str:
         """The file that tells: the cgroup's own where there is one, else the host's."""

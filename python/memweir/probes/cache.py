@@ -6,16 +6,7 @@ import os
 import time
 import weakref
 from math import inf
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Generic,
-    Literal,
-    NoReturn,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from memweir import _flight
 from memweir._flight import Flights
