@@ -282,9 +282,14 @@ def test_an_interrupt_wakes_a_waiting_main_thread(pool):
         until(lambda: flights.waiting("key") == 1)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    interrupter = pool.submit(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        flights.run("key", loader.sync)
+    # A shell that starts the tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupter = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            flights.run("key", loader.sync)
+    finally:
+        signal.signal(signal.SIGINT, before)
     interrupter.result()
     assert flights.waiting("key") == 0
     loader.airborne().set_result(1)
