@@ -7,6 +7,7 @@ loads numpy and one shared object; everything else loads when it is first used.
 from __future__ import annotations
 
 import os as _os
+import threading as _threading
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
@@ -216,7 +217,16 @@ __all__ = [
     "tune",
 ]
 
+# A child that is forked while another thread imports has that module's lock for ever, and waits for
+# it at its own first use. So a fork waits for names that are being looked up for the first time.
+_importing = _threading.RLock()
+
 if hasattr(_os, "register_at_fork"):
+    _os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
     _os.register_at_fork(after_in_child=_core._after_fork_in_child)
 
 
@@ -224,7 +234,8 @@ def __getattr__(name: str) -> object:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_import_module(f"{__name__}.{module}"), name)
+    with _importing:
+        value = getattr(_import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
