@@ -300,9 +300,6 @@ def heap_job(release: bool = True, sweep: bool = True) -> HeapJob:
     ``release`` is the allocator's own way. ``sweep`` goes on to the tops of glibc's arenas.
     """
 
-def heap_flush() -> HeapStep:
-    """Has the allocator let go what it keeps for the calling thread alone."""
-
 def heap_allocator() -> tuple[str, str | None, str | None]:
     """Kind, version and object of the allocator."""
 

@@ -101,12 +101,14 @@ def test_26_a_step_is_a_record_of_what_was_called_and_what_it_cost(name: str) ->
     assert (sweep["why"] is None) == (name == GLIBC)
 
 
-def test_27_and_28_without_a_call_the_step_says_why() -> None:
-    step = _core.heap_flush()
-    assert step.ok or step.why
+def test_27_and_28_what_an_allocator_lacks_is_an_outcome() -> None:
+    took, why = _core.heap_tune("no such knob", 1)
+    assert not took
+    assert why is not None
+    assert why.endswith("has no such knob")
     if mw.heap().allocator.kind == GLIBC:
-        assert not step.ok
-        assert step.why == "glibc keeps little for a thread alone"
+        said = "this is mimalloc's, and here glibc answers malloc"
+        assert _core.heap_tune("purge_delay_ms", 1) == (False, said)
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["exited", "live"])

@@ -4,11 +4,11 @@ mod fake;
 
 use fake::{Fake, alone, calls, script};
 use memweir_core::heap::arenas::{self, Arena};
-use memweir_core::heap::detect::{Allocator, Calls, detect};
+use memweir_core::heap::detect::{Allocator, detect};
 use memweir_core::heap::job::{Part, work};
 use memweir_core::heap::loader::Platform;
 use memweir_core::heap::step::Step;
-use memweir_core::heap::{release, stats, sweep, tune};
+use memweir_core::heap::{stats, sweep, tune};
 use proptest::prelude::*;
 
 const LIBC: usize = 1;
@@ -346,15 +346,4 @@ proptest! {
         found.iter().for_each(|arena| { arena.top(); });
         arenas::tops(&found);
     }
-}
-
-#[test]
-fn flushing_reaches_what_is_kept_for_one_thread() {
-    let _alone = alone();
-    assert!(release::flush(&detect(&Fake::glibc(LIBC).mimalloc(OTHER))).ok);
-    assert!(release::flush(&detect(&Fake::glibc(LIBC).jemalloc(OTHER))).ok);
-    assert_eq!(calls(), ["mi_collect(true)", "mallctl(version)", "mallctl(thread.tcache.flush)"]);
-    let step = release::flush(&detect(&Fake::glibc(LIBC)));
-    assert!(!step.ok && step.why.is_some());
-    assert!(matches!(detect(&Fake::glibc(LIBC)).calls, Calls::Glibc(_)));
 }

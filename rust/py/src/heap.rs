@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use memweir_core::heap::job::{Job, Part, desk};
 use memweir_core::heap::stats::Stats;
 use memweir_core::heap::step::Step;
-use memweir_core::heap::{environ, live, release, stats, tune};
+use memweir_core::heap::{environ, live, stats, tune};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -166,12 +166,6 @@ pub fn heap_job(py: Python<'_>, release: bool, sweep: bool) -> PyHeapJob {
     let parts: Vec<Part> = wanted.iter().filter(|(on, _)| *on).map(|(_, part)| *part).collect();
     let (job, joined) = py.detach(|| desk().ask(&parts));
     PyHeapJob { job, joined }
-}
-
-/// Has the allocator let go what it keeps for the calling thread alone.
-#[pyfunction]
-pub fn heap_flush(py: Python<'_>) -> PyHeapStep {
-    PyHeapStep(py.detach(|| release::flush(live())))
 }
 
 type Figures = (Option<u64>, Option<u64>, Option<u64>, Option<u64>, Option<u64>);

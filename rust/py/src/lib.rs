@@ -26,8 +26,7 @@ mod _core {
     };
     #[pymodule_export]
     use super::heap::{
-        PyHeapJob, PyHeapStep, heap_allocator, heap_flush, heap_job, heap_late, heap_stats,
-        heap_tune,
+        PyHeapJob, PyHeapStep, heap_allocator, heap_job, heap_late, heap_stats, heap_tune,
     };
     #[pymodule_export]
     use super::pixels::PyPixels;

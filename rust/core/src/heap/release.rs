@@ -43,23 +43,6 @@ pub fn release(allocator: &Allocator) -> Vec<Step> {
     }
 }
 
-/// Has the allocator let go what it keeps for the calling thread alone.
-///
-/// Others do not see that memory, so that a release in another thread leaves it.
-pub fn flush(allocator: &Allocator) -> Step {
-    match &allocator.calls {
-        Calls::Jemalloc(jemalloc) => {
-            Step::take("thread.tcache.flush", || mallctl(jemalloc.flush()))
-        }
-        Calls::Mimalloc(mimalloc) => Step::take("mi_collect", || {
-            mimalloc.collect();
-            Outcome::done(None)
-        }),
-        Calls::Glibc(_) => Step::missing("flush", "glibc keeps little for a thread alone"),
-        _ => Step::missing("flush", format!("{} has no call for this", allocator.kind())),
-    }
-}
-
 fn mallctl(failed: i32) -> Outcome {
     match failed {
         0 => Outcome::done(Some(0)),
