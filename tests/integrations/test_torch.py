@@ -23,14 +23,7 @@ from memweir.pixels import cards, live
 LARGE = (512, 384)
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_caches", {})
-
-
-@pytest.fixture
-def cache() -> mw.PixelCache:
-    return mw.PixelCache("256 MiB")
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def samples(cache: mw.PixelCache, count: int, size: Any = None) -> list[dict[str, Any]]:

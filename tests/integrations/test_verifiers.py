@@ -20,17 +20,8 @@ from memweir.integrations.verifiers import (
     check_trace,
     export_images,
 )
-from memweir.pixels import live
 
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_caches", {})
-
-
-@pytest.fixture
-def cache() -> mw.PixelCache:
-    return mw.PixelCache("256 MiB")
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_images_travel_compact_and_come_back_bit_for_bit(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import tracemalloc
 from typing import Any
 
@@ -21,25 +19,8 @@ from memweir.integrations.verifiers import (
     pack_reply,
     unpack_reply,
 )
-from memweir.pixels import live
 
-if os.environ.get("MEMWEIR_VERIFIERS"):
-    sys.path.insert(0, os.environ["MEMWEIR_VERIFIERS"])
-
-
-@pytest.fixture
-def vf() -> Any:
-    return pytest.importorskip("verifiers.v1")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_caches", {})
-
-
-@pytest.fixture
-def cache() -> mw.PixelCache:
-    return mw.PixelCache("256 MiB")
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def reply(cache: mw.PixelCache, seeds: Any, size: Any = None) -> dict[str, Any]:

@@ -7,8 +7,6 @@ has images on nodes, 0.4 has URLs alone.
 from __future__ import annotations
 
 import copy
-import os
-import sys
 from typing import Any
 
 import numpy as np
@@ -26,15 +24,6 @@ from memweir.integrations.verifiers import (
     rehydrate,
     unpack_reply,
 )
-from memweir.pixels import live
-
-if os.environ.get("MEMWEIR_VERIFIERS"):
-    sys.path.insert(0, os.environ["MEMWEIR_VERIFIERS"])
-
-
-@pytest.fixture
-def vf() -> Any:
-    return pytest.importorskip("verifiers.v1")
 
 
 @pytest.fixture
@@ -46,14 +35,7 @@ def graph(vf: Any) -> Any:
     return graph
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_caches", {})
-
-
-@pytest.fixture
-def cache() -> mw.PixelCache:
-    return mw.PixelCache("256 MiB")
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def node(vf: Any, seeds: list[int], images: list[dict[str, Any]] | None, parent: Any = None) -> Any:
