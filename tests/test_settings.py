@@ -42,7 +42,7 @@ anything = st.fixed_dictionaries(
         "mmap_threshold": st.none() | thresholds,
         "trim_threshold": st.none() | thresholds,
         "arena_max": st.none() | st.integers(1, 512),
-        "session_profile": st.sampled_from(["balanced", "lean", "legacy"]),
+        "session_profile": st.sampled_from(["balanced", "lean", "arena_off", "default"]),
         "idle_offload": seconds,
         "idle_unload": seconds,
     },
@@ -209,8 +209,8 @@ class TestLowMemory:
             "low_memory": True,
             "tune": "images",
             "session_profile": "lean",
-            "idle_offload": 30,
-            "idle_unload": 600,
+            "idle_offload": 0,
+            "idle_unload": 0,
         }
 
     @pytest.mark.parametrize("part", list(parts()), ids=lambda part: str(part.name))
@@ -229,7 +229,7 @@ class TestLowMemory:
     def test_follows_whoever_turns_it_on_last(self) -> None:
         kept = Settings(cache_budget="2 GiB", idle_unload=None)
         made = configure(kept, low_memory=True)
-        assert (made.cache_budget, made.idle_unload, made.idle_offload) == ("2 GiB", None, 30)
+        assert (made.cache_budget, made.idle_unload, made.idle_offload) == ("2 GiB", None, 0)
         assert configure(low_memory=False) == kept
 
     def test_is_one_variable(self) -> None:

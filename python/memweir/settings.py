@@ -100,17 +100,20 @@ class Settings(_Said):
     """In place of the profile's: how many arenas threads share."""
 
     session_profile: str = _part(
-        choice("balanced", "lean", "legacy"), "balanced", low="lean", waits_for="ONNX sessions"
+        choice("balanced", "lean", "arena_off", "default"),
+        "balanced",
+        low="lean",
+        waits_for="ONNX sessions",
     )
     """Profile of ONNX sessions; low memory: ``"lean"``. Takes effect with ONNX sessions."""
 
-    idle_offload: float | None = _part(SECONDS, None, low=30.0, waits_for="model pools")
-    """Seconds after its last use at which a model leaves the device; low memory: 30. Takes effect
-    with model pools."""
+    idle_offload: float | None = _part(SECONDS, 30.0, low=0.0, waits_for="model pools")
+    """Seconds after its last use at which a model leaves the device; low memory: 0, at once;
+    ``None``: never. Takes effect with model pools."""
 
-    idle_unload: float | None = _part(SECONDS, None, low=600.0, waits_for="model pools")
-    """Seconds after its last use at which a model leaves memory; low memory: 600. Takes effect with
-    model pools."""
+    idle_unload: float | None = _part(SECONDS, 600.0, low=0.0, waits_for="model pools")
+    """Seconds after its last use at which a model leaves memory; low memory: 0, at once; ``None``:
+    never. Takes effect with model pools."""
 
     def __post_init__(self) -> None:
         given = {part.name: getattr(self, part.name) for part in parts()}
@@ -172,6 +175,7 @@ def parts() -> Iterator[Part]:
 
 
 _PARTS = tuple(Part(name=one.name, **one.metadata) for one in fields(Settings))
+_VARIABLES = tuple(part.variable for part in _PARTS)
 
 
 def _made(said: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
@@ -209,8 +213,8 @@ def _refused(name: str, error: Exception, part: Part) -> str:
 
 
 _current: Settings | None = None
-# The environment when it was read last, and what was made of it.
-_read: tuple[dict[Any, Any], Settings] | None = None
+# What our variables said when they were read last, and what was made of it.
+_read: tuple[tuple[str | None, ...], Settings] | None = None
 
 
 def current() -> Settings:
@@ -218,11 +222,10 @@ def current() -> Settings:
     global _read  # noqa: PLW0603  saves reading the same text for every cache
     if _current is not None:
         return _current
-    # As they are kept: looking up each of ours costs more than making a cache.
-    now = getattr(os.environ, "_data", os.environ)
+    now = tuple(map(os.environ.get, _VARIABLES))
     known = _read
     if known is None or known[0] != now:
-        known = _read = dict(now), Settings.from_env()
+        known = _read = now, Settings.from_env()
     return known[1]
 
 
