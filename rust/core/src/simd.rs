@@ -1,7 +1,7 @@
 //! The same safe source compiled for what the processor has. Only entering it is unsafe.
 #![allow(unsafe_code)]
 
-use std::sync::OnceLock;
+use crate::sync::Fact;
 
 #[cfg(fuzzing)]
 std::thread_local! {
@@ -35,14 +35,12 @@ impl Level {
         if let Some(level) = CHOSEN.get() {
             return level;
         }
-        static LEVEL: OnceLock<Level> = OnceLock::new();
-        *LEVEL.get_or_init(|| {
+        static AVX2: Fact = Fact::new();
+        let avx2 = || {
             let asked = std::env::var("MEMWEIR_SIMD").unwrap_or_default();
-            match (asked.as_str(), Self::Avx2.is_here()) {
-                ("portable", _) | (_, false) => Self::Portable,
-                _ => Self::Avx2,
-            }
-        })
+            asked != "portable" && Self::Avx2.is_here()
+        };
+        if AVX2.get(|| avx2().into()) == 0 { Self::Portable } else { Self::Avx2 }
     }
 
     /// The levels of this machine.

@@ -12,12 +12,12 @@ pub const HUGE: usize = 2 << 20;
 #[cfg(unix)]
 mod imp {
     use super::*;
-    use std::sync::OnceLock;
+    use crate::sync::Fact;
 
     /// Bytes of a page.
     pub fn page() -> usize {
-        static PAGE: OnceLock<usize> = OnceLock::new();
-        *PAGE.get_or_init(|| {
+        static PAGE: Fact = Fact::new();
+        PAGE.get(|| {
             // SAFETY: sysconf reads a constant of the system and touches no memory of ours.
             let n = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
             usize::try_from(n).ok().filter(|n| n.is_power_of_two()).unwrap_or(4096)
@@ -109,10 +109,11 @@ mod imp {
 
     /// Whether the kernel gives huge pages to those who ask for them.
     pub fn has_huge_pages() -> bool {
-        static SOME: OnceLock<bool> = OnceLock::new();
+        static SOME: Fact = Fact::new();
         let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
         let never = |text: String| text.contains("[never]");
-        *SOME.get_or_init(|| std::fs::read_to_string(setting).is_ok_and(|text| !never(text)))
+        let some = || std::fs::read_to_string(setting).is_ok_and(|text| !never(text));
+        SOME.get(|| some().into()) != 0
     }
 
     /// # Safety
