@@ -150,11 +150,10 @@ impl Pin {
         }
         let size = field.layout().dtype().itemsize().max(1);
         let step = (COMPARED.min(nbytes) / size).max(1) * size;
-        let (codes, mut mine, mut theirs) = (self.codes(field), vec![0; step], vec![0; step]);
+        let (codes, flat) = (self.codes(field), source.flat());
+        let (mut mine, mut theirs) = (vec![0; step], vec![]);
         for at in (0..nbytes).step_by(step) {
             let end = nbytes.min(at + step);
-            let theirs = &mut theirs[..end - at];
-            source.gather(at, theirs);
             let mine = match field.form() {
                 Some(form) => {
                     let mine = &mut mine[..end - at];
@@ -163,7 +162,14 @@ impl Pin {
                 }
                 None => &self.bytes(field)[at..end],
             };
-            if mine != theirs {
+            let equal = if let Some(flat) = &flat {
+                flat.equals(at, mine)
+            } else {
+                theirs.resize(end - at, 0);
+                source.gather(at, &mut theirs);
+                theirs == mine
+            };
+            if !equal {
                 return Ok(false);
             }
         }
