@@ -27,12 +27,15 @@ from PIL import Image
 
 import memweir as mw
 
+from .deploy import PARTS, environment
 from .harness import Table
 from .kernel import MIB, Case, Reader, play, watch
 
 DECODES = int(os.environ.get("MEMWEIR_BENCH_DECODES", "500"))
 ROUNDS = int(os.environ.get("MEMWEIR_BENCH_ROUNDS", "3"))
 PHOTOGRAPHS, THREADS, LIVES, KEPT, LATER = 60, 8, 3, 600 * MIB, 30.0
+BUDGETS = {"cache": KEPT, "nothing": 0, "default": None}
+"""Of a ``PixelCache``; ``None``: what the settings say."""
 SLACK = 10 * MIB
 FOLDER = "MEMWEIR_BENCH_PHOTOGRAPHS"
 
@@ -45,6 +48,7 @@ def main() -> None:
         os.environ[FOLDER] = folder
         lru()
         cache()
+        switch()
     forward()
 
 
@@ -104,6 +108,25 @@ def cache() -> None:
             f"≤ {mib(SLACK)}",
             max(left) <= SLACK,
         )
+
+
+def switch() -> None:
+    """What each part of ``MEMWEIR_LOW_MEMORY`` brings."""
+    title = f"{DECODES} decodes over a PixelCache(), eight live threads: RssAnon over base"
+    table = Table(
+        title, ("", "peak", "cleared", "after mw.trim()", "30 s later"), (44, 12, 12, 16, 0)
+    )
+    for what, variables in PARTS:
+        with environment(variables):
+            runs = [watch("benches.decode", "default live trim") for _ in range(ROUNDS)]
+        lives = [life for run in runs for life in run["result"]["lives"]]
+        found = (
+            [run["anon"] for run in runs],
+            [life["dropped"] for life in lives],
+            [life["left"] for life in lives],
+            [run["result"]["later"] for run in runs],
+        )
+        table.row(what, *(mib(median(values)) for values in found))
 
 
 def forward() -> None:
@@ -187,7 +210,7 @@ class Lru:
 class Cache:
     """The same of a ``PixelCache``."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int | None) -> None:
         self.cache = mw.PixelCache(budget, name="decode")
 
     def load(self, key: int, load: Callable[[], Array]) -> None:
@@ -203,7 +226,7 @@ class Cache:
 def decodes(kind: str, live: bool, act: str) -> Case:
     def prepare(read: Reader) -> Callable[[], dict[str, Any]]:
         files = [path.read_bytes() for path in sorted(Path(os.environ[FOLDER]).iterdir())]
-        kept: Any = Lru() if kind == "lru" else Cache(KEPT if kind == "cache" else 0)
+        kept: Any = Lru() if kind == "lru" else Cache(BUDGETS[kind])
         survivors: list[Array] = []
         decode(small(), survivors)  # imports what decoding imports
         pool = ThreadPoolExecutor(THREADS) if live else None
