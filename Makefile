@@ -16,7 +16,7 @@ PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
 SOURCES := python tests benches rust/core rust/py rust/fuzz/src rust/fuzz/targets
 export CARGO_TERM_QUIET ?= true
 
-.PHONY: help demo test rust-test lint pytest hub0 bench wheel clean harden models fuzz fuzz-build fuzz-sizes asan
+.PHONY: help demo test rust-test lint pytest hub0 jemalloc bench wheel clean harden models fuzz fuzz-build fuzz-sizes asan
 
 help:
 	@echo "make demo    the same rollouts with and without memweir: a table and a chart"
@@ -58,6 +58,12 @@ pytest: build/dev.stamp build/hub0.stamp build/allocators.stamp
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(HALF:%=--ignore=%) $(PYTEST_ARGS) || status=$$?; \
 	wait $$half || status=$$?; \
 	exit $$status
+
+# The same tests under another allocator. Not within `test`: it takes as long again.
+jemalloc: build/dev.stamp build/hub0.stamp build/allocators.stamp
+	preload=$$(ls /usr/lib/*-linux-gnu/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2 2>/dev/null | head -1); \
+	[ -n "$$preload" ] || { echo "libjemalloc.so.2 is not installed" >&2; exit 1; }; \
+	LD_PRELOAD=$$preload $(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(PYTEST_ARGS)
 
 bench: build/dev.stamp
 	$(PIP) $(DEV)/bin/python -r pyproject.toml --extra bench

@@ -11,8 +11,11 @@ from intern_kit import python
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 # Long strings go back to the system when they are freed, so that what is resident is what
-# somebody holds, and no allocator's habit.
-FREED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+# somebody holds, and no allocator's habit; jemalloc's under a preload of it.
+FREED = {
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0",
+}
 
 ROLLOUTS = """
     import base64, gc, json, random, sys
