@@ -8,12 +8,13 @@ use super::detect::{Allocator, Calls};
 use super::release::release;
 use super::step::{Outcome, Step};
 use super::thread::{self, Work};
-use super::{live, sweep};
+use super::{advice, live, sweep};
 use crate::proc::fork::{self, Forked, lock};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 pub enum Part {
     /// The allocator's own way of giving back.
     Release,
-    /// The tops of glibc's arenas.
+    /// The tops of glibc's arenas, and the advice that was given for their pages.
     Sweep,
 }
 
@@ -242,18 +243,24 @@ impl Hands for System {
 pub fn work(allocator: &Allocator, part: Part, start: sweep::Start<'_>) -> Vec<Step> {
     match (part, &allocator.calls) {
         (Part::Release, _) => release(allocator),
-        (Part::Sweep, Calls::Glibc(glibc)) => vec![Step::take("sweep", || {
-            let sweep = sweep::sweep(glibc, start);
-            Outcome {
-                why: sweep.why.clone(),
-                returned: None,
-                failed: sweep.failed,
-                sweep: Some(sweep),
-            }
-        })],
+        (Part::Sweep, Calls::Glibc(glibc)) => vec![
+            Step::take("sweep", || {
+                let sweep = sweep::sweep(glibc, start);
+                Outcome {
+                    why: sweep.why.clone(),
+                    failed: sweep.failed,
+                    sweep: Some(sweep),
+                    ..Outcome::default()
+                }
+            }),
+            Step::take("advice", || advice::take_back(Path::new("/"))),
+        ],
         (Part::Sweep, _) => {
             let why = format!("{} has no arenas that a release leaves out", allocator.kind());
-            vec![Step::missing("sweep", why)]
+            vec![
+                Step::missing("sweep", why),
+                Step::missing("advice", "it is known where heaps of glibc lie, and of no other"),
+            ]
         }
     }
 }

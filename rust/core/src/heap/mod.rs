@@ -9,6 +9,7 @@
 //! kernel's counters before and after.
 #![allow(unsafe_code)]
 
+pub mod advice;
 pub mod arenas;
 pub mod detect;
 pub mod environ;

@@ -1,5 +1,6 @@
 //! What one step of giving back did.
 
+use super::advice::Advice;
 use super::sweep::Sweep;
 use crate::proc::{limits, text};
 use std::path::Path;
@@ -24,6 +25,8 @@ pub struct Step {
     pub anon_after: Option<u64>,
     /// What a sweep has to say beside.
     pub sweep: Option<Sweep>,
+    /// What became of advice that was given for memory that is free now.
+    pub advice: Option<Advice>,
 }
 
 /// What a call came to, before it is known what it cost.
@@ -37,6 +40,8 @@ pub struct Outcome {
     pub failed: bool,
     /// As in [`Step`].
     pub sweep: Option<Sweep>,
+    /// As in [`Step`].
+    pub advice: Option<Advice>,
 }
 
 impl Outcome {
@@ -65,14 +70,23 @@ impl Step {
             anon_before,
             anon_after: anon(),
             sweep: outcome.sweep,
+            advice: outcome.advice,
         }
     }
 
     /// A step that there is no call for. Asks the system nothing.
     pub fn missing(name: &'static str, why: impl Into<String>) -> Self {
-        let why = Some(why.into());
-        let (returned, sweep, anon_before, anon_after) = (None, None, None, None);
-        Self { name, ok: false, why, returned, seconds: 0.0, anon_before, anon_after, sweep }
+        Self {
+            name,
+            ok: false,
+            why: Some(why.into()),
+            returned: None,
+            seconds: 0.0,
+            anon_before: None,
+            anon_after: None,
+            sweep: None,
+            advice: None,
+        }
     }
 }
 

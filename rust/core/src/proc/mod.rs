@@ -5,6 +5,7 @@ pub mod fork;
 pub mod groups;
 mod kept;
 pub mod limits;
+pub mod maps;
 pub mod reader;
 pub mod text;
 

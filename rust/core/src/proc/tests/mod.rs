@@ -1,6 +1,7 @@
 mod groups;
 #[cfg(unix)]
 mod kept;
+mod maps;
 #[cfg(unix)]
 mod reader;
 mod text;
