@@ -252,7 +252,9 @@ class HeapStep:
 
     @property
     def name(self) -> str:
-        """The allocator's call, ``"sweep"``, ``"thread"`` (none could be started) or ``"fork"``."""
+        """The allocator's call, or ``"sweep"``, ``"advice"``, ``"thread"`` (none could be started)
+        or ``"fork"``.
+        """
 
     @property
     def ok(self) -> bool: ...
@@ -294,10 +296,19 @@ class HeapStep:
     def trim_threshold(self) -> int | None:
         """The trim threshold that was set after the sweep; ``None`` when it was not touched."""
 
+    @property
+    def unadvised_ranges(self) -> int | None:
+        """Ranges of glibc's heaps with little in them, which take no huge pages now."""
+
+    @property
+    def unadvised_bytes(self) -> int | None:
+        """Bytes of these ranges, most of which are not resident."""
+
 def heap_job(release: bool = True, sweep: bool = True) -> HeapJob:
     """Has a thread that runs no Python give back what the allocator keeps, or joins one that does.
 
-    ``release`` is the allocator's own way. ``sweep`` goes on to the tops of glibc's arenas.
+    ``release`` is the allocator's own way. ``sweep`` goes on to the tops of glibc's arenas, and
+    takes the advice of huge pages back for what is nearly empty in them.
     """
 
 def heap_allocator() -> tuple[str, str | None, str | None]:

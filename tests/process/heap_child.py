@@ -42,6 +42,10 @@ def job(**parts: bool) -> list[dict[str, Any]]:
     return [step(each) for each in job.steps]
 
 
+def sweep_of(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(step for step in steps if step["name"] == "sweep")
+
+
 def take(size: int) -> int:
     block = PROCESS.malloc(size)
     assert block
@@ -90,7 +94,7 @@ def lives(live: bool) -> list[dict[str, Any]]:
         threads.fill()
         full = anon() - base
         trimmed = [job(sweep=False), anon() - base][1]
-        swept = job(release=False)[-1]
+        swept = sweep_of(job(release=False))
         found.append({"full": full, "trim": trimmed, "sweep": anon() - base, "step": swept})
     return found
 
@@ -152,7 +156,7 @@ def small(overwrite: bool = False) -> dict[str, Any]:
     thread = threading.Thread(target=fill)
     thread.start()
     thread.join()
-    return job()[-1]
+    return sweep_of(job())
 
 
 def refaults() -> list[int]:

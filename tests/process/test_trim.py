@@ -59,6 +59,25 @@ def test_26_the_result_is_a_record_with_support_backend_return_value_bytes_and_d
     assert report.step("buffers").detail == {"freed": 7}
 
 
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_advice_that_is_taken_back_is_part_of_the_arenas(sweeps):
+    swept = heap_step("sweep", ok=sweeps, why=None if sweeps else "no thread")
+    advice = heap_step("advice", unadvised_ranges=3, unadvised_bytes=7)
+    # Joined, it is not mistaken for what the allocator does.
+    report = World(
+        heap_job=lambda release, sweep: Job([heap_step("malloc_trim"), swept, advice], joined=True)
+    ).trims.trim("auto")
+    assert report.step("allocator").detail == {}
+    told = {"unadvised_ranges": 3, "unadvised_bytes": 7}
+    assert report.step("arenas").detail == told | ({} if sweeps else {"sweep": "no thread"})
+
+
+def test_advice_that_stays_has_its_reason():
+    steps = [heap_step("sweep", sweepers=1), heap_step("advice", ok=False, why="to all")]
+    report = World(heap_job=lambda release, sweep: Job(steps)).trims.trim("auto")
+    assert report.step("arenas").detail == {"sweepers": 1, "advice": "to all"}
+
+
 def test_bytes_are_the_kernels_whatever_the_allocator_returns():
     world = World(heap_job=lambda release, sweep: Job([heap_step("malloc_trim", returned=1 << 40)]))
     assert world.trims.trim("allocator").released == 0

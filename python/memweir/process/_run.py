@@ -23,6 +23,10 @@ __all__ = ["LEVELS", "Caller", "Run", "Want"]
 
 LEVELS = ("buffers", "hooks", "gc", "allocator", "arenas")
 GC = LEVELS.index("gc")
+SWEEPS = ("sweep", "advice")
+"""Steps of the heap that are part of ``arenas``."""
+SWEPT = ("sweepers", "arenas_seen", "arenas_swept", "trim_threshold")
+UNADVISED = ("unadvised_ranges", "unadvised_bytes")
 JOBS = 4
 """How often the heap is asked while somebody else's job is in the way."""
 
@@ -294,7 +298,7 @@ class Run:
             steps = job.steps
             if not job.joined:
                 break
-            steps = [step for step in steps if (step.name == "sweep") is sweep]
+            steps = [step for step in steps if (step.name in SWEEPS) is sweep]
             if steps:
                 break
         else:
@@ -306,7 +310,7 @@ class Run:
             self._supported = self._supported and sweep
             return Outcome(skipped=why or "this allocator has nothing of the kind")
         detail = {step.name: step.returned for step in done if step.returned is not None}
-        for name in ("sweepers", "arenas_seen", "arenas_swept", "trim_threshold"):
+        for name in (*SWEPT, *UNADVISED):
             for step in done:
                 if (value := getattr(step, name, None)) is not None:
                     detail[name] = value

@@ -150,6 +150,16 @@ impl PyHeapStep {
         self.0.sweep.as_ref()?.trim_threshold
     }
 
+    #[getter]
+    fn unadvised_ranges(&self) -> Option<usize> {
+        self.0.advice.map(|advice| advice.ranges)
+    }
+
+    #[getter]
+    fn unadvised_bytes(&self) -> Option<u64> {
+        self.0.advice.map(|advice| advice.bytes)
+    }
+
     fn __repr__(&self) -> String {
         let Step { name, ok, why, seconds, .. } = &self.0;
         let ok = if *ok { "True" } else { "False" };
