@@ -111,7 +111,7 @@ def main() -> dict[str, Any]:
     again = np.ones(8 * MIB, np.uint8)
     found["again"] = at(again.ctypes.data + 4 * MIB).advised
     found["in place"] = at(again.ctypes.data + 4 * MIB).name == "[heap]"
-    expected = [number for number in range(3)] * 2
+    expected = [0, 1, 2] * 2
     found["values"] = [int(each[0]) for each in small] == expected and all(
         bool((each == each[0]).all()) for each in small
     )

@@ -31,8 +31,9 @@ def trim(
     The steps, of which ``level`` names the last (``"auto"`` takes all): ``"buffers"`` that caches
     keep for the next array, ``"hooks"`` of known libraries and :func:`~memweir.on_trim`, ``"gc"``,
     what the ``"allocator"`` releases when asked, and the ``"arenas"`` that glibc leaves out of
-    that. All of it runs in a thread of ours, one trim at a time: callers that come meanwhile join
-    it and get the same report.
+    that, whose nearly empty parts take no huge pages any more where numpy had asked for them. All
+    of it runs in a thread of ours, one trim at a time: callers that come meanwhile join it and get
+    the same report.
 
     An explicit call always acts. Give ``min_interval`` in seconds where you trim periodically:
     a step that was done more recently is left out, one that brought little is done less and less
