@@ -14,7 +14,8 @@
 //! Advice shows in `smaps` alone, where the kernel walks all pages of the process, a gibibyte in
 //! some ten milliseconds. But a heap begins with what the allocator itself keeps there, and nobody
 //! advises that: only behind a border between two mappings of one heap can anything be advised.
-//! These are found in `maps`, and what is there of them by `mincore`, which walks only them. Where
+//! These are found in `maps`, and what is there of them by `mincore`, which walks only them. What
+//! nobody advised between them looks the same, and loses nothing by being treated alike. Where
 //! glibc itself asks for huge pages (`glibc.malloc.hugetlb`), it does from the start of each heap,
 //! so that there is no border, and what it was told stays.
 
@@ -31,7 +32,7 @@ const HUGE: usize = 2 << 20;
 /// What takes no huge pages now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Advice {
-    /// Ranges of addresses, those of earlier times that are still as empty among them.
+    /// Mappings with little in them, those of earlier times that are as empty still among them.
     pub ranges: usize,
     /// Bytes of these, most of which are not there.
     pub bytes: u64,
