@@ -1,8 +1,10 @@
 //! Which parts of glibc's heaps may be kept from huge pages, and where nothing is done.
+#![cfg(target_pointer_width = "64")]
 
 use memweir_core::heap::advice::{behind_borders, take_back};
 use memweir_core::proc::maps::{Kind, Map};
 use proptest::prelude::*;
+use std::io;
 use std::path::PathBuf;
 
 const MIB: usize = 1 << 20;
@@ -28,7 +30,6 @@ fn starts(maps: &[Map]) -> Vec<usize> {
 }
 
 #[test]
-#[cfg(target_pointer_width = "64")]
 fn what_is_behind_the_first_of_a_heap_may_be_advised() {
     let at = 0x55d0_0000_0000 + PAGE;
     let heap = [
@@ -74,20 +75,20 @@ fn memory_that_is_no_heap_is_left_as_it_is() {
     assert_eq!(starts(&[memory(BASE, BASE + PAGE), other, reserved(other.end, BASE + HEAP)]), []);
 }
 
-fn tree(name: &str, files: &[(&str, &str)]) -> PathBuf {
+fn tree(name: &str, files: &[(&str, &str)]) -> io::Result<PathBuf> {
     let root = std::env::temp_dir().join(format!("memweir-advice-{}-{name}", std::process::id()));
     let folder = root.join("sys/kernel/mm/transparent_hugepage");
-    std::fs::create_dir_all(folder.join("khugepaged")).expect("a folder");
-    for (file, text) in files {
-        let path = folder.join(file);
-        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-        std::fs::write(path, text).expect("a file");
+    for inner in ["khugepaged", "hugepages-2048kB"] {
+        std::fs::create_dir_all(folder.join(inner))?;
     }
-    root
+    for (file, text) in files {
+        std::fs::write(folder.join(file), text)?;
+    }
+    Ok(root)
 }
 
 #[test]
-fn where_huge_pages_are_not_for_who_asks_nothing_is_done() {
+fn where_huge_pages_are_not_for_who_asks_nothing_is_done() -> io::Result<()> {
     let large = "hugepages-2048kB/enabled";
     for (name, files, expected) in [
         ("always", &[("enabled", "[always] madvise never\n")][..], "to all"),
@@ -106,7 +107,7 @@ fn where_huge_pages_are_not_for_who_asks_nothing_is_done() {
             "does not tell what is mapped",
         ),
     ] {
-        let root = tree(name, files);
+        let root = tree(name, files)?;
         let outcome = take_back(&root);
         let _ = std::fs::remove_dir_all(root);
         assert!(outcome.failed, "{name}");
@@ -114,20 +115,22 @@ fn where_huge_pages_are_not_for_who_asks_nothing_is_done() {
         let why = outcome.why.unwrap_or_default();
         assert!(why.contains(expected), "{name}: {why}");
     }
+    Ok(())
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn what_was_unmapped_meanwhile_is_passed_over() {
-    let root = tree("gone", &[("enabled", "always [madvise] never\n")]);
-    std::fs::create_dir_all(root.join("proc/self")).expect("a folder");
+fn what_was_unmapped_meanwhile_is_passed_over() -> io::Result<()> {
+    let root = tree("gone", &[("enabled", "always [madvise] never\n")])?;
+    std::fs::create_dir_all(root.join("proc/self"))?;
     // Below where anything may be mapped.
     let text = "1000-2000 rw-p 0 00:00 0 [heap]\n2000-802000 rw-p 0 00:00 0 [heap]\n";
-    std::fs::write(root.join("proc/self/maps"), text).expect("a file");
+    std::fs::write(root.join("proc/self/maps"), text)?;
     let outcome = take_back(&root);
     let _ = std::fs::remove_dir_all(root);
     assert_eq!((outcome.failed, outcome.why), (false, None));
     assert_eq!(outcome.advice.map(|advice| (advice.ranges, advice.bytes)), Some((0, 0)));
+    Ok(())
 }
 
 proptest! {
