@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import _core
 from ._core import Digest, Pixels, __version__
 from .errors import (
+    BadModel,
     BudgetExceeded,
     Busy,
     Conflict,
@@ -24,6 +25,7 @@ from .errors import (
     LoadFailed,
     MemweirError,
     MissingPixels,
+    NotPrepacked,
     PixelMismatch,
     ProbeFailed,
     Refused,
@@ -43,6 +45,7 @@ from .identity import (
 from .pixels.cache import CacheStats, PixelCache, Spec
 
 if TYPE_CHECKING:
+    from . import ort
     from .identifiers import check_argv, check_identifier, fingerprint, loggable
     from .logs import RedactingFilter
     from .pixels.intern import Interned, intern_sources
@@ -129,6 +132,8 @@ _LAZY = {
     "tune": "process.tune",
 }
 
+_MODULES = frozenset({"ort"})
+
 __all__ = [
     "AMBIENT",
     "ANONYMOUS",
@@ -137,6 +142,7 @@ __all__ = [
     "UNKNOWN",
     "Allocator",
     "Backoff",
+    "BadModel",
     "BudgetExceeded",
     "Busy",
     "CacheStats",
@@ -156,6 +162,7 @@ __all__ = [
     "Memory",
     "MemweirError",
     "MissingPixels",
+    "NotPrepacked",
     "PixelCache",
     "PixelId",
     "PixelMismatch",
@@ -206,6 +213,7 @@ __all__ = [
     "materialize",
     "memory",
     "on_trim",
+    "ort",
     "recommended_env",
     "redact",
     "resolvers",
@@ -231,6 +239,8 @@ if hasattr(_os, "register_at_fork"):
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -241,4 +251,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_MODULES})

@@ -505,3 +505,10 @@ def limits() -> list[Limit]:
 
     Those of the cgroup and of each cgroup around it, the process's own, and the host's memory.
     """
+
+def drop_file_pages(path: str | PathLike[str]) -> tuple[int, int, int]:
+    """Drops clean resident pages of a file's maps in this process.
+
+    Bytes that were resident, maps that were dropped, maps left alone since they were written to.
+    Nobody may map or unmap the file meanwhile. Raises ``OSError``.
+    """

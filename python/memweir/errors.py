@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "BadModel",
     "BudgetExceeded",
     "Busy",
     "Conflict",
@@ -21,6 +22,7 @@ __all__ = [
     "LoadFailed",
     "MemweirError",
     "MissingPixels",
+    "NotPrepacked",
     "PixelMismatch",
     "ProbeFailed",
     "Refused",
@@ -89,6 +91,33 @@ class Released(MemweirError):
 
 class LoadFailed(MemweirError):
     """A loader that others were waiting for failed; the cause is chained."""
+
+
+class BadModel(MemweirError, ValueError):
+    """A model file cannot be run.
+
+    ``kind`` says why: ``"corrupt"`` (truncated, too), ``"foreign"`` (of another format),
+    ``"external-data"`` (a file beside it is missing or short), ``"custom-ops"`` (operators that
+    nobody registered), ``"too-large"``, ``"providers"`` (what was asked for is not to be had) or
+    ``"refused"`` (by the runtime, whose error is chained).
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class NotPrepacked(MemweirError):
+    """A model was not pre-packed, and runs without.
+
+    ``kind`` says why: ``"disk"``, ``"runtime"`` (too old, or none that can), ``"format"``,
+    ``"random"``, ``"probe"`` (no input to try it on), ``"mismatch"`` (other outputs) or
+    ``"build"``.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Busy(MemweirError):

@@ -87,8 +87,8 @@ class Settings(_Said):
 
     tune: str | None = _part(choice("images", "models", "server", none=True), None, low="images")
     """Profile that :func:`memweir.tune` takes for the heap, applied once: at the first
-    :func:`configure` or the first :class:`~memweir.PixelCache`. ``None``: the heap is left alone;
-    low memory: ``"images"``."""
+    :func:`configure`, :class:`~memweir.PixelCache` or ``mw.ort.session``. ``None``: the heap is
+    left alone; low memory: ``"images"``."""
 
     mmap_threshold: int | str | None = _part(size_up_to(32 << 20), None)
     """In place of the profile's: from this size on malloc maps each block by itself."""

@@ -12,7 +12,7 @@ from memweir.process.heap import Allocator
 from memweir.process.heap import allocator as _live
 from memweir.sizes import format_size, parse_size
 
-__all__ = ["Knob", "Profile", "TuneReport", "recommended_env", "tune"]
+__all__ = ["Knob", "Profile", "TuneReport", "recommended_env", "tune", "tuned"]
 
 Profile: TypeAlias = Literal["images", "models", "server"]
 _Value: TypeAlias = int | str | bool | None
@@ -193,7 +193,19 @@ def tune(profile: Profile, **overrides: int | str | bool | None) -> TuneReport:
     for name, value in values.items():
         ok, why = _core.heap_tune(name, value)
         knobs.append(Knob(name, value, ok, why))
-    return TuneReport(live, profile, tuple(knobs), late)
+    report = TuneReport(live, profile, tuple(knobs), late)
+    # The first of one process counts: what came too late for it, a second call does not mend.
+    _first.setdefault("report", report)
+    return report
+
+
+# Changed by a single operation on the dict only: no lock that a fork could catch.
+_first: dict[str, TuneReport] = {}
+
+
+def tuned() -> TuneReport | None:
+    """What the first :func:`tune` of this process reported; ``None`` when there was none."""
+    return _first.get("report")
 
 
 _GLIBC = {

@@ -31,7 +31,7 @@ mod _core {
     #[pymodule_export]
     use super::pixels::PyPixels;
     #[pymodule_export]
-    use super::proc::{PyLimit, PyMemory, PyPressure, limits, memory};
+    use super::proc::{PyLimit, PyMemory, PyPressure, drop_file_pages, limits, memory};
     #[pymodule_export]
     use super::view::PyView;
 

@@ -302,3 +302,12 @@ pub fn limits(py: Python<'_>) -> Vec<PyLimit> {
     let found = py.detach(|| Reader::shared().limits());
     found.into_iter().map(Into::into).collect()
 }
+
+/// Drops clean resident pages of a file's maps: bytes, maps dropped, maps left since written to.
+///
+/// Holds the interpreter, so that no object that maps the file goes away meanwhile.
+#[pyfunction]
+pub fn drop_file_pages(path: std::path::PathBuf) -> PyResult<(u64, u64, u64)> {
+    let found = memweir_core::proc::pages::drop_clean(&path)?;
+    Ok((found.bytes, found.maps, found.dirty))
+}

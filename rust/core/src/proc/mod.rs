@@ -6,6 +6,7 @@ pub mod groups;
 mod kept;
 pub mod limits;
 pub mod maps;
+pub mod pages;
 pub mod reader;
 pub mod text;
 

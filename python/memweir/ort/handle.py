@@ -1,0 +1,378 @@
+"""A session that has an end: what runs is waited for, and what it held goes back to the system."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from memweir.errors import Busy, Released
+from memweir.process._aside import spawn
+from memweir.process._engine import seconds
+
+from .offload import changing, offload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from memweir.process.trim import TrimReport
+
+    from .offload import OffloadReport
+    from .settings import SessionSettings
+
+__all__ = ["CloseReport", "Inside", "Session", "Size"]
+
+_PATROL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a session took, by the kernel's count, when it was loaded and trimmed."""
+
+    anon: int | None
+    """Anonymous memory; other threads' is in it. ``None`` where the kernel does not tell."""
+    mapped: int
+    """Bytes of files with weights that it maps: clean pages, which processes share."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """What a close did. ``held`` says who still holds the runtime's session, so that it stays."""
+
+    trim: TrimReport | None
+    seconds: float
+    waited: float
+    """Seconds of these that runs took to end."""
+    held: str | None = None
+    note: str | None = None
+
+    @property
+    def released(self) -> int | None:
+        """Bytes that the trim brought back; what left before it is not counted."""
+        return None if self.trim is None else self.trim.released
+
+
+@dataclass(slots=True)
+class Inside:
+    """What a handle is made of."""
+
+    runtime: Any
+    session: Any
+    settings: SessionSettings
+    run_config: Mapping[str, str]
+    size: Size
+    files: tuple[str, ...]
+    """Files of weights that may be mapped."""
+    trim: Callable[[], TrimReport] | None
+    bytes_dropped: bool = False
+
+
+class Session:
+    """A session of ONNX Runtime that code written for ``InferenceSession`` takes.
+
+    :meth:`close` waits for what runs, then frees everything and gives it back to the system.
+    Whatever is called afterwards raises :class:`~memweir.Released`; so it does in a forked child,
+    whose threads the session does not have.
+    """
+
+    def __init__(self, inside: Inside) -> None:
+        self.settings = inside.settings
+        """What was applied, left out, and is to be known."""
+        self.size = inside.size
+        self._home = os.getpid()
+        self._runtime = inside.runtime
+        self._config = dict(inside.run_config)
+        self._files = inside.files
+        self._trim = inside.trim
+        self._no_bytes = inside.bytes_dropped
+        # A run enters its name here, then looks whether the session closes; who closes says so
+        # first, then looks here. Single operations only: no lock that a fork could catch.
+        self._runs: dict[Any, None] = {}
+        self._closing = 0
+        self._kept: dict[str, Any] = {"session": inside.session}
+        self._bindings: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._report: CloseReport | None = None
+        self._over = threading.Event()
+        self._options = self._made_options()
+        inputs, outputs = inside.session.get_inputs(), inside.session.get_outputs()
+        self._io = ", ".join(x.name for x in inputs), ", ".join(x.name for x in outputs)
+        self.providers: tuple[str, ...] = tuple(inside.session.get_providers())
+        """What the runtime runs it on, in order."""
+
+    # What runs.
+
+    def run(
+        self, output_names: Any, input_feed: Any, run_options: Any = None
+    ) -> Any:  # the runtime's: arrays, sparse tensors, lists or dicts
+        """``InferenceSession.run``."""
+        token = object()
+        session = self._enter(token)
+        try:
+            return session.run(output_names, input_feed, self._with(run_options))
+        finally:
+            self._leave(token)
+
+    def run_async(
+        self,
+        output_names: Any,
+        input_feed: Any,
+        callback: Callable[..., Any],
+        user_data: Any,
+        run_options: Any = None,
+    ) -> Any:
+        """``InferenceSession.run_async``; the session counts as running until ``callback`` ends."""
+        called = _Callback(callback)
+        # The runtime lets go of the callback last, in C: until then its thread wants the
+        # interpreter, and whoever frees the session holds that and waits for the thread.
+        token = weakref.ref(called, self._runs_end)
+        session = self._enter(token)
+        try:
+            return session.run_async(
+                output_names, input_feed, called, user_data, self._with(run_options)
+            )
+        except BaseException:
+            self._leave(token)
+            raise
+
+    def run_with_ort_values(
+        self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None
+    ) -> Any:
+        """``InferenceSession.run_with_ort_values``."""
+        token = object()
+        session = self._enter(token)
+        try:
+            return session.run_with_ort_values(
+                output_names, input_dict_ort_values, self._with(run_options)
+            )
+        finally:
+            self._leave(token)
+
+    def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+        """``InferenceSession.run_with_iobinding``."""
+        token = object()
+        session = self._enter(token)
+        try:
+            session.run_with_iobinding(iobinding, self._with(run_options))
+        finally:
+            self._leave(token)
+
+    def io_binding(self) -> Any:
+        """``InferenceSession.io_binding``; it is gone with the session."""
+        binding = self._inner().io_binding()
+        self._bindings.add(binding)
+        return binding
+
+    def set_providers(self, providers: Any = None, provider_options: Any = None) -> None:
+        """``InferenceSession.set_providers``, which loads the model anew."""
+        if self._no_bytes:
+            raise ValueError(
+                "the model came as bytes, which are not kept: open another session with "
+                "providers=[...]"
+            )
+        token = object()
+        session = self._enter(token)
+        try:
+            session.set_providers(providers, provider_options)
+            self.providers = tuple(session.get_providers())
+        finally:
+            self._leave(token)
+
+    def __getattr__(self, name: str) -> Any:
+        # Everything else is the runtime's, as long as there is one.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._inner(), name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it took when it was loaded, mapped files included."""
+        return max(0, self.size.anon or 0) + self.size.mapped
+
+    # What ends it.
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be run any more."""
+        return "session" not in self._kept or self._home != os.getpid()
+
+    def close(self, timeout: float | None = None) -> CloseReport:
+        """Waits for what runs, frees the session and gives its memory back.
+
+        Meanwhile nobody begins another run. After ``timeout`` seconds it raises
+        :class:`~memweir.Busy`, and the session goes on. A second call returns the first one's
+        report. Called by a callback of :meth:`run_async`, it ends the session after that.
+        """
+        timeout = seconds("timeout", timeout)
+        if self._home != os.getpid():
+            # Its threads are the parent's: it cannot be taken apart here, and takes no memory
+            # that is not shared with the parent.
+            return CloseReport(None, 0.0, 0.0, note="it belongs to the parent of this process")
+        if getattr(_local, "inside", 0):
+            spawn(self._finish, "memweir-ort-close")
+            return CloseReport(None, 0.0, 0.0, note="it ends after the callback that closed it")
+        begun = time.monotonic()
+        self._closing += 1
+        try:
+            self._drain(begun, timeout)
+        finally:
+            self._closing -= 1
+        return self._end(begun)
+
+    def _drain(self, begun: float, timeout: float | None) -> None:
+        until = None if timeout is None else begun + timeout
+        while self._runs and "session" in self._kept:
+            left = _PATROL if until is None else min(_PATROL, until - time.monotonic())
+            if left <= 0:
+                raise Busy(f"{len(self._runs)} runs have not ended; the session goes on")
+            time.sleep(min(left, 0.001 if time.monotonic() - begun < 0.1 else left))
+
+    def _end(self, begun: float) -> CloseReport:
+        session = self._kept.pop("session", None)
+        if session is None:
+            while self._report is None:
+                self._over.wait(_PATROL)
+            return self._report
+        waited = time.monotonic() - begun
+        report: CloseReport | None = None
+        try:
+            for binding in list(self._bindings):
+                binding._iobinding = _Gone()
+            held = _freed(session)
+            with changing():
+                del session
+                if held.alive():
+                    gc.collect()
+            trim = None if self._trim is None else self._trim()
+            alive = held.alive()
+            word = "something outside still refers to the runtime's session" if alive else None
+            report = CloseReport(trim, time.monotonic() - begun, waited, held=word)
+        finally:
+            self._report = report or CloseReport(None, time.monotonic() - begun, waited)
+            self._over.set()
+        return report
+
+    def _finish(self) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        self._inner()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def offload(self) -> OffloadReport:
+        """Drops the resident pages of mapped weights, as long as nobody has written to them.
+
+        The session stays, and reads them again when it is used next. Only what is mapped from
+        files can be dropped: all weights of a pre-packed model.
+        """
+        token = object()
+        self._enter(token)
+        try:
+            return offload(self._files)
+        finally:
+            self._leave(token)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"({self._io[0]}) -> ({self._io[1]})"
+        return f"<memweir.ort.Session {self.settings.profile}: {state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a session cannot be pickled: send its path, and open it there")
+
+    # Between.
+
+    def _inner(self) -> Any:
+        if self._home != os.getpid():
+            raise Released(
+                "this session belongs to the process that this one was forked from: open it "
+                "after the fork"
+            )
+        session = self._kept.get("session")
+        if session is None:
+            raise Released("this session was closed: open another")
+        return session
+
+    def _enter(self, token: Any) -> Any:
+        self._runs[token] = None
+        try:
+            session = self._inner()
+            if self._closing:
+                raise Released("this session is being closed: open another")
+        except BaseException:
+            self._leave(token)
+            raise
+        return session
+
+    def _leave(self, token: Any) -> None:
+        self._runs.pop(token, None)
+
+    @property
+    def _runs_end(self) -> Callable[[Any], Any]:
+        # A function in C, so that the interpreter cannot be left in the middle of it.
+        return self._runs.__delitem__
+
+    def _with(self, options: Any) -> Any:
+        """What a run is told: the session's entries, unless the caller's own say otherwise."""
+        if options is None:
+            return self._options
+        for key, value in self._config.items():
+            try:
+                options.get_run_config_entry(key)
+            except Exception:  # it has none, which is the runtime's error
+                options.add_run_config_entry(key, value)
+        return options
+
+    def _made_options(self) -> Any:
+        if not self._config:
+            return None
+        options = self._runtime.RunOptions()
+        for key, value in self._config.items():
+            options.add_run_config_entry(key, value)
+        return options
+
+
+class _Callback:
+    """The caller's callback, in a thread that must not free the session."""
+
+    __slots__ = ("__weakref__", "function")
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        _local.inside = getattr(_local, "inside", 0) + 1
+        try:
+            self.function(*arguments)
+        finally:
+            _local.inside -= 1
+
+
+_local = threading.local()
+
+
+class _Gone:
+    """In the place of a binding's own part."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Released("the session of this binding was closed: open another")
+
+
+class _freed:  # noqa: N801  it is used like a function
+    """Tells whether a session lives on although its handle let go of it."""
+
+    def __init__(self, session: Any) -> None:
+        self.refs = []
+        for part in (session, getattr(session, "_sess", None)):
+            try:
+                self.refs.append(weakref.ref(part))
+            except TypeError:  # None, or what cannot be referred to so
+                pass
+
+    def alive(self) -> bool:
+        return any(ref() is not None for ref in self.refs)
