@@ -10,7 +10,7 @@ TIMES = (
     *("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire"),
     *("replies", "reading", "trim"),
 )
-ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy")
+ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "ort")
 
 
 def main(names: list[str]) -> None:
