@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from .offload import OffloadReport
     from .settings import SessionSettings
 
-__all__ = ["CloseReport", "Inside", "Session", "Size"]
+__all__ = ["CloseReport", "Inside", "Session", "Size", "live"]
 
 _PATROL = 0.05
+
+live: weakref.WeakSet[Session] = weakref.WeakSet()
+"""Sessions that somebody holds: so that it can be said where memory is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Session:
         self._no_bytes = inside.bytes_dropped
         # A run enters its name here, then looks whether the session closes; who closes says so
         # first, then looks here. Single operations only: no lock that a fork could catch.
-        self._runs: dict[Any, None] = {}
+        self._runs: set[Any] = set()
         self._closing = 0
         self._kept: dict[str, Any] = {"session": inside.session}
         self._bindings: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -102,6 +105,7 @@ class Session:
         self._io = ", ".join(x.name for x in inputs), ", ".join(x.name for x in outputs)
         self.providers: tuple[str, ...] = tuple(inside.session.get_providers())
         """What the runtime runs it on, in order."""
+        live.add(self)
 
     # What runs.
 
@@ -299,7 +303,7 @@ class Session:
         return session
 
     def _enter(self, token: Any) -> Any:
-        self._runs[token] = None
+        self._runs.add(token)
         try:
             session = self._inner()
             if self._closing:
@@ -310,12 +314,12 @@ class Session:
         return session
 
     def _leave(self, token: Any) -> None:
-        self._runs.pop(token, None)
+        self._runs.discard(token)
 
     @property
     def _runs_end(self) -> Callable[[Any], Any]:
         # A function in C, so that the interpreter cannot be left in the middle of it.
-        return self._runs.__delitem__
+        return self._runs.discard
 
     def _with(self, options: Any) -> Any:
         """What a run is told: the session's entries, unless the caller's own say otherwise."""

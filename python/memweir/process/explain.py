@@ -190,11 +190,19 @@ def _torch(module: dict[str, Any]) -> Iterator[Part]:
             yield Part(f"torch on cuda:{device}", held, "device", note)
 
 
+def _sessions(module: dict[str, Any]) -> Iterator[Part]:
+    for session in list(module["live"]):
+        if not session.closed:
+            mapped = f"{format_size(session.size.mapped)} of files are mapped"
+            yield Part(f"{session!r}", session.size.anon, "heap", note=f"when loaded; {mapped}")
+
+
 _Ask = Callable[[dict[str, Any]], Iterator[Part]]
 _POOLS: tuple[tuple[str, str, _Ask], ...] = (
     ("pyarrow", "pyarrow", _pyarrow),
     ("PIL.Image", "Pillow", _pillow),
     ("torch", "torch", _torch),
+    ("memweir.ort.handle", "ONNX sessions", _sessions),
 )
 
 
