@@ -103,9 +103,8 @@ class Settings(_Said):
         choice("balanced", "lean", "arena_off", "default"),
         "balanced",
         low="lean",
-        waits_for="ONNX sessions",
     )
-    """Profile of ONNX sessions; low memory: ``"lean"``. Takes effect with ONNX sessions."""
+    """Profile of an ``mw.ort.session`` that is given none; low memory: ``"lean"``."""
 
     idle_offload: float | None = _part(SECONDS, 30.0, low=0.0, waits_for="model pools")
     """Seconds after its last use at which a model leaves the device; low memory: 0, at once;

@@ -321,5 +321,5 @@ def test_a_setting_that_waits_says_for_what() -> None:
     facts = sound()
     settings(WAITS)(facts)
     told = {one.subject: one.what for one in found(facts)}
-    assert set(told) == {"ONNX sessions", "model pools"}
+    assert set(told) == {"model pools"}
     assert told["model pools"].startswith("idle_unload: takes effect with model pools")

@@ -244,12 +244,17 @@ class Session:
         report: CloseReport | None = None
         try:
             for binding in list(self._bindings):
-                binding._iobinding = _Gone()
+                binding._iobinding = binding._session = _Gone()
             held = _freed(session)
             with changing():
                 del session
                 if held.alive():
                     gc.collect()
+                    # A thread of the runtime may still be on its way out of a callback.
+                    for _ in range(20):
+                        if not held.alive():
+                            break
+                        time.sleep(0.005)
             trim = None if self._trim is None else self._trim()
             alive = held.alive()
             word = "something outside still refers to the runtime's session" if alive else None
