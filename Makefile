@@ -29,6 +29,7 @@ help:
 
 demo: build/demo.stamp
 	$(DEMO)/bin/memweir demo $(DEMO_ARGS)
+	$(DEMO)/bin/memweir demo sessions
 
 test: rust-test lint pytest
 

@@ -50,6 +50,56 @@ def demo_rollouts(
     raise typer.Exit(command.run(rollouts))
 
 
+@demos.command("sessions")
+def demo_sessions(
+    out: Annotated[Path, typer.Option(help="Where the chart goes.")] = Path("memweir-sessions.png"),
+) -> None:
+    """A model of 199 MiB that comes and goes: ONNX Runtime's own sessions, and memweir's.
+
+    Exits with 1 if memory is held after a session's end, or an output is not the same.
+    """
+    from .demo import sessions as command
+
+    raise typer.Exit(command.run(out))
+
+
+models = typer.Typer(no_args_is_help=True, help="Pre-packed models: what there is, and cleaning.")
+app.add_typer(models, name="ort")
+Folder = Annotated[Path | None, typer.Option("--cache-dir", help="In place of the user's cache.")]
+
+
+@models.command("list")
+def ort_list(
+    cache_dir: Folder = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Pre-packed models, the least recently used first."""
+    from . import prepacked as command
+
+    raise typer.Exit(command.show(cache_dir, as_json=json))
+
+
+@models.command("prepack")
+def ort_prepack(model: Path, cache_dir: Folder = None) -> None:
+    """Writes the pre-packed form of a model, if it is not there."""
+    from . import prepacked as command
+
+    raise typer.Exit(command.make(model, cache_dir))
+
+
+@models.command("clean")
+def ort_clean(
+    cache_dir: Folder = None,
+    limit: Annotated[str, typer.Option(help="Bytes that may stay, such as 2 GiB.")] = "0",
+    unused: Annotated[float, typer.Option(help="Only what nobody used for so many days.")] = 0.0,
+    stale: Annotated[bool, typer.Option("--stale", help="Only what cannot run here.")] = False,
+) -> None:
+    """Removes pre-packed models, the least recently used first; sessions that run go on."""
+    from . import prepacked as command
+
+    raise typer.Exit(command.clean(cache_dir, limit, unused * 86400, stale=stale))
+
+
 @app.command()
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,

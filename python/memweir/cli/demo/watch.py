@@ -56,10 +56,13 @@ def watch(
     steps: int,
     progress: Callable[[], None],
     command: Sequence[str] | None = None,
+    *,
+    anonymous: bool = False,
 ) -> Run:
     """Runs the arm ``name`` on ``folder/job.json``; calls ``progress`` after each of its ``steps``.
 
-    ``command`` is what plays it, in place of the arms of ``memweir demo``. Raises ``ArmError``.
+    ``command`` is what plays it, in place of the arms of ``memweir demo``. ``anonymous`` looks at
+    anonymous memory only, where the kernel tells. Raises ``ArmError``.
     """
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     with (
@@ -78,7 +81,7 @@ def watch(
         try:
             run = Run()
             if process.stdout.readline() == "ready\n":
-                with _Sampler(process.pid, run) as sampler:
+                with _Sampler(process.pid, run, anonymous) as sampler:
                     _go_on(process.stdin)
                     for line in islice(process.stdout, steps):
                         run.seconds = float(line)
@@ -104,14 +107,15 @@ def _go_on(stdin: IO[str]) -> None:
 class _Sampler:
     """Notes the resident memory of a process until it ends."""
 
-    def __init__(self, pid: int, run: Run) -> None:
+    def __init__(self, pid: int, run: Run, anonymous: bool = False) -> None:
         self._process = psutil.Process(pid)
+        self._anonymous = anonymous
         self._run = run
         self._stop = Event()
         self._thread = Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        self._run.baseline = self._process.memory_info().rss
+        self._run.baseline = self._resident()
         self._thread.start()
         return self
 
@@ -121,7 +125,13 @@ class _Sampler:
 
     def growth(self) -> int:
         """Resident bytes over the baseline, now."""
-        return int(self._process.memory_info().rss) - self._run.baseline
+        return self._resident() - self._run.baseline
+
+    def _resident(self) -> int:
+        seen = self._process.memory_info()
+        # What psutil calls shared are pages of files and of shared memory.
+        shared = getattr(seen, "shared", 0) if self._anonymous else 0
+        return int(seen.rss) - int(shared)
 
     def _sample(self) -> None:
         while not self._stop.wait(PERIOD):
