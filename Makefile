@@ -8,6 +8,7 @@ PYTHON ?= python3
 DEV := .venv
 DEMO := .venv-demo
 HUB0 := .venv-hub0
+ORT0 := .venv-ort0
 ALLOCATORS := libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0
 UV := $(shell command -v uv || echo build/uv/bin/uv)
 PIP = $(UV) pip install --quiet --constraints constraints.txt --python
@@ -52,12 +53,13 @@ lint: build/dev.stamp
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
 HALF := tests/pixels tests/process
-pytest: build/dev.stamp build/hub0.stamp build/allocators.stamp
+pytest: build/dev.stamp build/hub0.stamp build/ort0.stamp build/allocators.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider $(HALF) $(PYTEST_ARGS) & half=$$!; \
 	status=0; \
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(HALF:%=--ignore=%) $(PYTEST_ARGS) || status=$$?; \
 	wait $$half || status=$$?; \
+	PYTHONPATH=python $(ORT0)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests/ort $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 # The same tests under another allocator. Not within `test`: it takes as long again.
@@ -102,7 +104,7 @@ asan: build/env.stamp
 	+rust/fuzz/asan extension $(DEV)/bin/python
 
 clean:
-	rm -rf build target $(DEV) $(DEMO) $(HUB0)
+	rm -rf build target $(DEV) $(DEMO) $(HUB0) $(ORT0)
 
 build/tools.stamp: Cargo.toml
 	@command -v cargo >/dev/null || { \
@@ -136,6 +138,12 @@ build/dev.stamp: build/env.stamp $(RUST)
 build/hub0.stamp: tests/probes/hub0.txt | $(DEV)/bin/python
 	[ -x $(HUB0)/bin/python ] || $(UV) venv --quiet --python $(PYTHON) $(HUB0)
 	$(UV) pip install --quiet --python $(HUB0)/bin/python -r tests/probes/hub0.txt
+	@touch $@
+
+# The oldest ONNX Runtime that mw.ort pre-packs with: its tests run with both.
+build/ort0.stamp: tests/ort/ort0.txt | $(DEV)/bin/python
+	[ -x $(ORT0)/bin/python ] || $(UV) venv --quiet --python $(PYTHON) $(ORT0)
+	$(UV) pip install --quiet --python $(ORT0)/bin/python -r tests/ort/ort0.txt
 	@touch $@
 
 # Allocators to preload; their tests say why they are skipped where these are not to be had.

@@ -48,7 +48,7 @@ def test_a_session_is_gone_after_close(tiny):
         lambda: session.run_with_ort_values(None, {}),
         lambda: session.run_with_iobinding(binding),
         lambda: binding.bind_output("scores"),
-        lambda: session.get_inputs(),
+        lambda: session.get_modelmeta,
         session.io_binding,
         session.offload,
         session.set_providers,

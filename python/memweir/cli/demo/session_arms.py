@@ -1,7 +1,7 @@
 """A model that comes and goes, opened three ways. Each runs alone in a process of its own.
 
-``python -m memweir.cli.demo.session_arms NAME FOLDER`` plays six cycles of load, use and drop or close
-on FOLDER/model.onnx. On stdout it says ``ready``, waits for a line, then reports each step.
+``python -m memweir.cli.demo.session_arms NAME FOLDER`` plays six cycles of load, use and drop or
+close on FOLDER/model.onnx. On stdout it says ``ready``, waits for a line, then reports each step.
 """
 
 from __future__ import annotations

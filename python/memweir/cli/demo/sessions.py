@@ -51,8 +51,8 @@ ARMS: Final = (
     Arm("lean", "memweir, lean", "#12805c", HELD),
 )
 READING: Final = (
-    "An encoder of 199 MiB with random weights: six times loaded, run on six requests and dropped or"
-    " closed, then loaded for one request and left alone. What is held then, after a quiet time"
+    "An encoder of 199 MiB with random weights: six times loaded, run on six requests and dropped"
+    " or closed, then loaded for one request and left alone. What is held then, after a quiet time"
     " that the demo shortens to 3 seconds, is anonymous memory over the process's own baseline.",
     "Lean maps its weights, pre-packed beforehand, from a file of 361 MiB: its pages are clean, and"
     " shared by all workers.",
