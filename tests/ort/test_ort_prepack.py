@@ -133,9 +133,11 @@ def test_other_outputs_are_never_kept(tiny, monkeypatch):
     compared = []
 
     def same(one, other):
-        compared.append(one)
+        if not isinstance(one, list):
+            return real(one, other)
         # The first comparison is of the model with itself.
-        return real(one, other) and len(compared) < 2
+        compared.append(one)
+        return len(compared) < 2
 
     monkeypatch.setattr(_builder, "same", same)
     monkeypatch.setattr(build, "_child", lambda job: _builder.work(job, ort))
