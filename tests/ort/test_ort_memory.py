@@ -72,7 +72,7 @@ print(json.dumps([part.bytes, part.place, adds, resident, len(left), session.nby
         folder,
     )
     size, place, adds, resident, left, nbytes = found
-    assert size > 18 * MIB
+    assert size > 15 * MIB
     assert nbytes == size
     assert place == "heap"
     assert adds
