@@ -304,6 +304,112 @@ class HeapStep:
     def unadvised_bytes(self) -> int | None:
         """Bytes of these ranges, most of which are not resident."""
 
+@final
+class Claims:
+    """Who holds what, in numbers: slots that many hold and one changes, and bytes of accounts.
+
+    Nothing of Python is kept in it and no call of it waits, so that it can be asked from anywhere,
+    finalizers included. Whoever waits does so elsewhere and asks again. No number is ever of two
+    things, in this process or in one forked from it. A forked child finds nobody in it.
+    """
+
+    def __new__(cls) -> Self: ...
+    def slot(self) -> int:
+        """A new slot, closed."""
+
+    def forget(self, slot: int) -> bool:
+        """Forgets a slot that nobody holds or changes; whether it did."""
+
+    def hold(self, slot: int, owner: int, drained: bool = False) -> int | None:
+        """A claim on an open slot; ``None`` when it is closed, or drains and not ``drained``."""
+
+    def release(self, slot: int, claim: int) -> tuple[int, bool] | None:
+        """Ends a claim: how many are left, and whether the slot drains. ``None``: no such claim."""
+
+    def begin(self, slot: int, idle: bool = True) -> int | None:
+        """Takes the turn to change a slot.
+
+        With ``idle`` only while nobody holds it, and it is closed in the same step. ``None`` when
+        another has the turn or somebody holds it.
+        """
+
+    def end(self, slot: int, turn: int, open: bool, owner: int | None = None) -> int | None:
+        """Ends a turn, leaving the slot open or closed.
+
+        With ``owner`` the result is a claim on what was opened, which nobody could come before.
+        """
+
+    def drain(self, slot: int, on: bool = True) -> int:
+        """Refuses new claims, or no longer; how many there are."""
+
+    def look(self, slot: int) -> ClaimSlot | None: ...
+    def account(self, limit: int | None = None) -> int:
+        """A new account of bytes; ``None`` is no limit."""
+
+    def limit(self, account: int, limit: int | None = None) -> bool: ...
+    def usage(self, account: int) -> ClaimUsage | None: ...
+    def queue(self, accounts: Sequence[int]) -> int:
+        """A ticket: a place in the line for bytes of these accounts."""
+
+    def leave(self, ticket: int) -> None: ...
+    def reserve(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        *,
+        rest: bool = False,
+        ticket: int | None = None,
+        jump: bool = False,
+    ) -> tuple[int | None, list[tuple[int, int]], bool]:
+        """Promises bytes of accounts, all of them or none.
+
+        A permit; else ``None``, what each account lacks, and whether somebody is before it in the
+        line. ``rest`` takes all that is left, where that is more. ``jump`` passes the line.
+        """
+
+    def settle(self, permit: int, exact: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """Makes a permit stand for exactly these bytes, which exist.
+
+        ``None``, or what the accounts lack, and then it is as it was.
+        """
+
+    def leaving(self, permit: int) -> bool:
+        """Notes that its bytes are on their way out; whether there is such a permit."""
+
+    def free(self, permit: int) -> bool:
+        """Gives its bytes back; whether there was such a permit."""
+
+@final
+class ClaimSlot:
+    """A slot at one moment; ``holders`` are pairs of claim and owner, oldest first."""
+
+    @property
+    def open(self) -> bool: ...
+    @property
+    def draining(self) -> bool: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def turn(self) -> int | None: ...
+    @property
+    def holders(self) -> list[tuple[int, int]]: ...
+
+@final
+class ClaimUsage:
+    """An account at one moment, in bytes; ``held`` includes what is ``leaving``."""
+
+    @property
+    def limit(self) -> int: ...
+    @property
+    def promised(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+    @property
+    def leaving(self) -> int: ...
+    @property
+    def peak(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
 def heap_job(release: bool = True, sweep: bool = True) -> HeapJob:
     """Has a thread that runs no Python give back what the allocator keeps, or joins one that does.
 

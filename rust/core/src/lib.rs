@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod budget;
 pub mod cache;
+pub mod claims;
 pub mod compact;
 pub mod descriptor;
 pub mod digest;

@@ -2,6 +2,7 @@
 
 mod borrow;
 mod cache;
+mod claims;
 mod descriptor;
 mod digest;
 mod heap;
@@ -18,6 +19,8 @@ mod _core {
 
     #[pymodule_export]
     use super::cache::{_after_fork_in_child, PyCache, PyReservation};
+    #[pymodule_export]
+    use super::claims::{PyClaims, PySlot, PyUsage};
     #[pymodule_export]
     use super::descriptor::PyDescriptor;
     #[pymodule_export]
