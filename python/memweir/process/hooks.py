@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, overload
 
 from memweir.process._aside import Skip
+from memweir.process._devices import empty_caches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,22 +109,7 @@ def _pyarrow() -> None:
 
 
 def _torch() -> None:
-    # Nothing here starts a device: what was not used has nothing to give back.
-    torch = sys.modules["torch"]
-    acted = False
-    cuda = getattr(torch, "cuda", None)
-    if cuda is not None and cuda.is_initialized():
-        cuda.empty_cache()
-        acted = True
-        host = getattr(getattr(torch, "_C", None), "_host_emptyCache", None)
-        if host is not None:  # pinned memory
-            host()
-    mps = sys.modules.get("torch.mps")
-    backend = getattr(getattr(torch, "backends", None), "mps", None)
-    if mps is not None and backend is not None and backend.is_available():
-        mps.empty_cache()
-        acted = True
-    if not acted:
+    if not empty_caches():
         raise Skip("no device in use: on the CPU torch allocates from the process's heap")
 
 

@@ -1,0 +1,214 @@
+"""How models are let go: one pass for a batch, in a fixed order, with proof.
+
+The pool's references go first, then the user's finalizer runs, then a collection, the caches of
+device runtimes and one trim. Each step is measured, and nothing that goes wrong stops the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memweir._core import memory
+from memweir.models.adapters.protocol import Sizes
+from memweir.models.referrers import describe_referrers
+from memweir.models.report import ReleaseStep, Resident, Unloaded, UnloadReport, Verdict
+from memweir.models.witnesses import witnesses
+from memweir.process._aside import describe
+from memweir.process._devices import device_bytes, empty_caches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from memweir.models.ladder import Rung
+    from memweir.process._report import TrimReport
+
+__all__ = ["Doomed", "Release", "settle"]
+
+
+@dataclass(slots=True)
+class Doomed:
+    """A model that its pool has given up: whoever hands this over keeps no reference to it."""
+
+    key: str
+    model: Any
+    finalizer: Callable[[Any], object] | None = None
+    promised: Sizes = Sizes()
+    reason: str = "unload"
+    rung: Rung | None = None
+
+
+def settle() -> TrimReport:
+    """One trim, all of which comes after this call, without a second collection."""
+    from memweir.process.trim import trim
+
+    report = trim(min_interval=0.0)
+    if report.joined:
+        # It may have begun, and asked the allocator, before what is to come back was free.
+        report = trim(min_interval=0.0)
+    return report
+
+
+class Release:
+    """The pass. What it works with can be replaced, one call of each is made for each batch.
+
+    `collect` is a full collection, `caches` empties those of device runtimes, `trim` gives freed
+    memory back and returns its report, `read` tells the process's memory (`anon` and `file`), and
+    `device` the bytes held on devices.
+    """
+
+    def __init__(
+        self,
+        *,
+        collect: Callable[[], object] = gc.collect,
+        caches: Callable[[], object] = empty_caches,
+        trim: Callable[[], object] = settle,
+        read: Callable[[], Any] = memory,
+        device: Callable[[], int | None] | None = device_bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._collect = collect
+        self._caches = caches
+        self._trim = trim
+        self._read = read
+        self._device = device
+        self._clock = clock
+
+    def __call__(self, batch: Iterable[Doomed]) -> UnloadReport:
+        """Lets the models go. An empty batch is no pass.
+
+        Raises nothing of what finalizers and steps raise; it is in the report. A
+        ``KeyboardInterrupt`` passes, when the pass is whole.
+        """
+        doomed = list(batch)
+        if not doomed:
+            return UnloadReport()
+        done = _Pass(self, doomed)
+        done.take("drop", done.drop)
+        done.take("gc", self._collect)
+        done.take("caches", self._caches)
+        trimmed = done.take("trim", self._trim)
+        report = done.report(trimmed)
+        tell(report)
+        if done.interrupt is not None:
+            raise done.interrupt
+        return report
+
+    def resident(self) -> Resident:
+        """What the process takes now, as far as it can be read."""
+        anon = file = device = None
+        try:
+            now = self._read()
+            anon, file = getattr(now, "anon", None), getattr(now, "file", None)
+        except Exception:
+            pass
+        try:
+            device = None if self._device is None else self._device()
+        except Exception:
+            pass
+        return Resident(anon, file, device)
+
+    def now(self) -> float:
+        return self._clock()
+
+
+class _Pass:
+    """A batch on its way out, and what was noted of it."""
+
+    def __init__(self, means: Release, doomed: list[Doomed]) -> None:
+        self.interrupt: KeyboardInterrupt | None = None
+        self._means = means
+        self._doomed = doomed
+        self._watched: list[tuple[weakref.ref[Any], ...]] = []
+        self._steps: list[ReleaseStep] = []
+        self._errors: list[str] = []
+        self._begun = means.now()
+        self._before = self._last = means.resident()
+
+    def take(self, name: str, work: Callable[[], Any]) -> Any:
+        """One step, measured; what it returns, or ``None`` where it failed."""
+        begun, failed, value = self._means.now(), None, None
+        try:
+            value = work()
+        except BaseException as error:
+            failed = self._failed(name, error)
+        before, after = self._last, self._means.resident()
+        self._last = after
+        self._steps.append(ReleaseStep(name, self._means.now() - begun, before, after, failed))
+        return value
+
+    def drop(self) -> None:
+        for doomed in self._doomed:
+            self._let_go(doomed)
+
+    def _let_go(self, doomed: Doomed) -> None:
+        model, doomed.model = doomed.model, None
+        finalizer, doomed.finalizer = doomed.finalizer, None
+        self._watched.append(witnesses(model))
+        if finalizer is None:
+            return
+        try:
+            finalizer(model)
+        except BaseException as error:
+            self._failed(doomed.key, error)
+
+    def _failed(self, what: str, error: BaseException) -> str:
+        if isinstance(error, KeyboardInterrupt):
+            # It was meant for the process. Without its frames, which keep the model.
+            self.interrupt = error.with_traceback(None)
+        told = f"{what}: {describe(error)}"
+        self._errors.append(told)
+        return told
+
+    def report(self, trimmed: Any) -> UnloadReport:
+        released = []
+        for number, doomed in enumerate(self._doomed):
+            watched = self._watched[number] if number < len(self._watched) else ()
+            verdict, referrers = self._verdict(watched)
+            rung = getattr(doomed.rung, "name", None)
+            released.append(
+                Unloaded(
+                    doomed.key,
+                    doomed.reason,
+                    doomed.promised,
+                    verdict,
+                    referrers,
+                    None if rung is None else rung.lower(),
+                )
+            )
+        return UnloadReport(
+            released=tuple(released),
+            errors=tuple(self._errors),
+            before=self._before,
+            after=self._last,
+            seconds=self._means.now() - self._begun,
+            steps=tuple(self._steps),
+            trim=trimmed,
+        )
+
+    def _verdict(self, watched: tuple[weakref.ref[Any], ...]) -> tuple[Verdict, tuple[str, ...]]:
+        if not watched:
+            return "not provable", ()
+        alive = next((ref for ref in watched if ref() is not None), None)
+        if alive is None:
+            return "dead", ()
+        try:
+            return "alive", describe_referrers(alive)
+        except Exception as error:
+            return "alive", (f"not to be found out: {describe(error)}",)
+
+
+def tell(report: UnloadReport) -> None:
+    """One line about what was released, where anybody imported logging; that may fail."""
+    try:
+        get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
+        if get_logger is None:
+            return
+        logger = get_logger("memweir.models")
+        (logger.warning if report.alive or report.errors else logger.info)("%s", report)
+    except Exception:
+        pass
