@@ -45,7 +45,9 @@ class Idle:
             if isinstance(seconds, bool) or not isinstance(seconds, int | float):
                 raise TypeError(f"{name} is None or seconds, not {type(seconds).__name__}")
             if not 0 <= seconds < math.inf:
-                raise ValueError(f"{name} is None (never) or seconds from 0 (at once) on: {seconds}")
+                raise ValueError(
+                    f"{name} is None (never) or seconds from 0 (at once) on: {seconds}"
+                )
 
     @classmethod
     def never(cls) -> Idle:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memweir._core import memory
-from memweir.models.adapters.protocol import Sizes
+from memweir.models.adapters.protocol import NOTHING, Sizes
 from memweir.models.referrers import describe_referrers
 from memweir.models.report import ReleaseStep, Resident, Unloaded, UnloadReport, Verdict
 from memweir.models.witnesses import witnesses
@@ -37,7 +37,7 @@ class Doomed:
     key: str
     model: Any
     finalizer: Callable[[Any], object] | None = None
-    promised: Sizes = Sizes()
+    promised: Sizes = NOTHING
     reason: str = "unload"
     rung: Rung | None = None
 

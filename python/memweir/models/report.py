@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from memweir.models.adapters.protocol import Sizes
+from memweir.models.adapters.protocol import NOTHING, Sizes
 from memweir.sizes import format_size
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class Resident(NamedTuple):
         )
 
 
+UNKNOWN = Resident()
+
+
 @dataclass(frozen=True, slots=True)
 class Unloaded:
     """One model that was let go.
@@ -50,14 +53,14 @@ class Unloaded:
 
     key: str
     reason: str
-    promised: Sizes = Sizes()
+    promised: Sizes = NOTHING
     verdict: Verdict = "not provable"
     referrers: tuple[str, ...] = ()
     rung: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as plain data."""
-        return _plain(self)
+        return _fields(self)
 
     def __str__(self) -> str:
         told = f"{self.key} ({self.reason}, {format_size(self.promised.total)})"
@@ -78,7 +81,7 @@ class Kept:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as plain data."""
-        return _plain(self)
+        return _fields(self)
 
     def __str__(self) -> str:
         return f"{self.key} ({self.reason}{': ' if self.holders else ''}{', '.join(self.holders)})"
@@ -93,8 +96,8 @@ class ReleaseStep:
 
     name: str
     seconds: float
-    before: Resident = Resident()
-    after: Resident = Resident()
+    before: Resident = UNKNOWN
+    after: Resident = UNKNOWN
     failed: str | None = None
 
     @property
@@ -104,7 +107,7 @@ class ReleaseStep:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as plain data, with ``returned``."""
-        return {**_plain(self), "returned": self.returned._asdict()}
+        return {**_fields(self), "returned": self.returned._asdict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ class UnloadReport:
     @property
     def promised(self) -> Sizes:
         """What the released models were counted or measured at, together."""
-        return sum((each.promised for each in self.released), Sizes())
+        return sum((each.promised for each in self.released), NOTHING)
 
     @property
     def returned(self) -> Resident:
@@ -159,7 +162,7 @@ class UnloadReport:
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as plain data, with ``promised`` and ``returned``."""
         return {
-            **_plain(self),
+            **_fields(self),
             "promised": self.promised._asdict(),
             "returned": self.returned._asdict(),
         }
@@ -200,7 +203,7 @@ class ShutdownReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as plain data."""
-        return {**_plain(self), "finished": self.finished}
+        return {**_fields(self), "finished": self.finished}
 
     def __str__(self) -> str:
         told = f"closed in {self.seconds:.2f} s: {self.unload}"
@@ -235,18 +238,14 @@ def _compared(promised: Sizes, returned: Resident) -> str:
     return ", ".join(told) or "nothing promised"
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    return {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
+
+
 def _plain(value: Any) -> Any:
-    """Records as dicts, tuples of them as lists: what JSON takes."""
-    as_dict = getattr(value, "_asdict", None)
-    if as_dict is not None:
-        return as_dict()
-    if isinstance(value, tuple):
-        return [_plain_part(each) for each in value]
-    return {each.name: _plain_part(getattr(value, each.name)) for each in fields(value)}
-
-
-def _plain_part(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return _plain(value)
-    told = getattr(value, "as_dict", None)
-    return value if told is None else told()
+    """Records as dicts and tuples of them as lists: what JSON takes."""
+    for name in ("as_dict", "_asdict"):
+        told = getattr(value, name, None)
+        if told is not None:
+            return told()
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value

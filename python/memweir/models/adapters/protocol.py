@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from memweir.models.ladder import Rung
 
-__all__ = ["Adapter", "Sizes"]
+__all__ = ["NOTHING", "Adapter", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -30,11 +30,14 @@ class Sizes(NamedTuple):
         """All of it."""
         return self.host + self.device + self.file
 
-    def __add__(self, other: object) -> Sizes:  # type: ignore[override]
+    def __add__(self, other: object) -> Sizes:
         """Sizes of two models together: not one tuple behind the other."""
         if not isinstance(other, Sizes):
             return NotImplemented
         return Sizes(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+NOTHING = Sizes()
 
 
 class Adapter(Protocol):
