@@ -85,10 +85,16 @@ class Release:
         ``KeyboardInterrupt`` passes, when the pass is whole.
         """
         doomed = list(batch)
-        if not doomed:
-            return UnloadReport()
+        return self._pass(doomed) if doomed else UnloadReport()
+
+    def tidy(self) -> UnloadReport:
+        """The pass after a load that failed: what it had made by then is nobody's."""
+        return self._pass([])
+
+    def _pass(self, doomed: list[Doomed]) -> UnloadReport:
         done = _Pass(self, doomed)
-        done.take("drop", done.drop)
+        if doomed:
+            done.take("drop", done.drop)
         done.take("gc", self._collect)
         done.take("caches", self._caches)
         trimmed = done.take("trim", self._trim)
@@ -209,6 +215,8 @@ def tell(report: UnloadReport) -> None:
         if get_logger is None:
             return
         logger = get_logger("memweir.models")
-        (logger.warning if report.alive or report.errors else logger.info)("%s", report)
+        wrong = report.alive or report.errors
+        told = logger.warning if wrong else logger.info if report else logger.debug
+        told("%s", report)
     except Exception:
         pass

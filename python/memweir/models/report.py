@@ -63,12 +63,8 @@ class Unloaded:
         return _fields(self)
 
     def __str__(self) -> str:
-        told = f"{self.key} ({self.reason}, {format_size(self.promised.total)})"
-        if self.verdict == "dead":
-            return told
-        if self.verdict == "not provable":
-            return f"{told} not provable"
-        return f"{told} STILL ALIVE, held by {'; '.join(self.referrers) or 'somebody unknown'}"
+        unsure = ", not provable" if self.verdict == "not provable" else ""
+        return f"{self.key} ({self.reason}, {format_size(self.promised.total)}{unsure})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +170,10 @@ class UnloadReport:
                 f"released {_listed(self.released)} in {self.seconds:.2f} s: "
                 f"{_compared(self.promised, self.returned)}"
             )
+        told += (
+            f"still alive: {each.key}, held by {'; '.join(each.referrers) or 'somebody unknown'}"
+            for each in self.alive
+        )
         if self.deferred:
             told.append(f"deferred {_listed(self.deferred)}")
         if self.refused:
