@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from . import ort
     from .identifiers import check_argv, check_identifier, fingerprint, loggable
     from .logs import RedactingFilter
+    from .models.adapters.protocol import Sizes
+    from .models.keys import model_key
+    from .models.loaded import Loaded, loaded
+    from .models.report import ShutdownReport, Unloaded, UnloadReport
     from .pixels.intern import Interned, intern_sources
     from .pixels.ledger import SendOnce
     from .pixels.processor import CachedProcessor
@@ -87,6 +91,7 @@ _LAZY = {
     "Interned": "pixels.intern",
     "Knob": "process.tune",
     "Limit": "process.memory",
+    "Loaded": "models.loaded",
     "Memory": "process.memory",
     "PixelId": "pixels.sources",
     "PixelRef": "pixels.refs",
@@ -98,6 +103,8 @@ _LAZY = {
     "RedactingFilter": "logs",
     "SendOnce": "pixels.ledger",
     "Settings": "settings",
+    "ShutdownReport": "models.report",
+    "Sizes": "models.adapters.protocol",
     "SourceMemo": "pixels.sources",
     "SourceRef": "pixels.source_refs",
     "Stripped": "pixels.strip",
@@ -105,6 +112,8 @@ _LAZY = {
     "TrimReport": "process.trim",
     "TrimStep": "process.trim",
     "TuneReport": "process.tune",
+    "UnloadReport": "models.report",
+    "Unloaded": "models.report",
     "Verdict": "probes.verdict",
     "atrim": "process.trim",
     "check_argv": "identifiers",
@@ -117,9 +126,11 @@ _LAZY = {
     "heap": "process.heap",
     "intern_sources": "pixels.intern",
     "limits": "process.memory",
+    "loaded": "models.loaded",
     "loggable": "identifiers",
     "materialize": "pixels.resolve",
     "memory": "process.memory",
+    "model_key": "models.keys",
     "on_trim": "process.hooks",
     "recommended_env": "process.tune",
     "redact": "redaction",
@@ -159,6 +170,7 @@ __all__ = [
     "LeaseLost",
     "Limit",
     "LoadFailed",
+    "Loaded",
     "Memory",
     "MemweirError",
     "MissingPixels",
@@ -179,6 +191,8 @@ __all__ = [
     "Released",
     "SendOnce",
     "Settings",
+    "ShutdownReport",
+    "Sizes",
     "SourceMemo",
     "SourceRef",
     "Spec",
@@ -188,6 +202,8 @@ __all__ = [
     "TrimStep",
     "TuneReport",
     "UnknownVerdict",
+    "UnloadReport",
+    "Unloaded",
     "UnsupportedType",
     "Unverifiable",
     "Verdict",
@@ -209,9 +225,11 @@ __all__ = [
     "heap",
     "intern_sources",
     "limits",
+    "loaded",
     "loggable",
     "materialize",
     "memory",
+    "model_key",
     "on_trim",
     "ort",
     "recommended_env",
