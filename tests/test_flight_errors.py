@@ -107,7 +107,7 @@ class UncopyableError(Exception):
 )
 def test_a_copied_error_says_the_same(error):
     error.add_note("while loading")
-    copy = _flight._copy(error)
+    copy = _flight.without_frames(error)
     assert copy is not error
     assert type(copy) is type(error)
     assert (str(copy), copy.args, vars(copy)) == (str(error), error.args, vars(error))
@@ -134,7 +134,7 @@ def test_a_copied_error_brings_its_chain_without_frames():
     error = raised(ValueError("outer"), raised(OSError(5, "disk"), raised(KeyError("deep"))))
     group = raised(ExceptionGroup("both", [error, raised(TypeError("t"))]))
     assert len(frames(group)) == 5
-    copy = _flight._copy(group)
+    copy = _flight.without_frames(group)
     assert frames(copy) == []
     outer, other = copy.exceptions
     assert isinstance(outer.__cause__, OSError)
@@ -143,15 +143,15 @@ def test_a_copied_error_brings_its_chain_without_frames():
 
     implicit = ValueError("x")
     implicit.__context__ = KeyError("y")
-    assert isinstance(_flight._copy(implicit).__context__, KeyError)
+    assert isinstance(_flight.without_frames(implicit).__context__, KeyError)
     implicit.__suppress_context__ = True
-    assert _flight._copy(implicit).__context__ is None
+    assert _flight.without_frames(implicit).__context__ is None
 
 
 def test_an_error_that_cannot_be_copied_is_named():
-    copy = _flight._copy(UncopyableError())
+    copy = _flight.without_frames(UncopyableError())
     assert isinstance(copy, LoadFailed)
     assert "UncopyableError" in str(copy)
     circle = ValueError("round")
     circle.__cause__ = circle
-    assert isinstance(_flight._copy(circle), ValueError)
+    assert isinstance(_flight.without_frames(circle), ValueError)

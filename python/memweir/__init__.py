@@ -46,12 +46,17 @@ from .pixels.cache import CacheStats, PixelCache, Spec
 
 if TYPE_CHECKING:
     from . import ort
+    from .events import Event
     from .identifiers import check_argv, check_identifier, fingerprint, loggable
     from .logs import RedactingFilter
     from .models.adapters.protocol import Sizes
     from .models.keys import model_key
+    from .models.ladder import Idle, Rung
+    from .models.lease import AsyncLease, Lease
     from .models.loaded import Loaded, loaded
+    from .models.pool import ModelPool
     from .models.report import ShutdownReport, Unloaded, UnloadReport
+    from .models.status import BudgetStatus, ModelStatus, PoolStatus
     from .pixels.intern import Interned, intern_sources
     from .pixels.ledger import SendOnce
     from .pixels.processor import CachedProcessor
@@ -84,23 +89,32 @@ _LAZY = {
     "TTL": "probes.policy",
     "UNKNOWN": "probes.verdict",
     "Allocator": "process.heap",
+    "AsyncLease": "models.lease",
     "Backoff": "probes.policy",
+    "BudgetStatus": "models.status",
     "CachedProcessor": "pixels.processor",
+    "Event": "events",
     "Explanation": "process.explain",
     "Heap": "process.heap",
+    "Idle": "models.ladder",
     "Interned": "pixels.intern",
     "Knob": "process.tune",
+    "Lease": "models.lease",
     "Limit": "process.memory",
     "Loaded": "models.loaded",
     "Memory": "process.memory",
+    "ModelPool": "models.pool",
+    "ModelStatus": "models.status",
     "PixelId": "pixels.sources",
     "PixelRef": "pixels.refs",
+    "PoolStatus": "models.status",
     "Pressure": "process.memory",
     "ProbeCache": "probes.cache",
     "ProbeStats": "probes.cache",
     "Reason": "probes.verdict",
     "Recompute": "pixels.resolve",
     "RedactingFilter": "logs",
+    "Rung": "models.ladder",
     "SendOnce": "pixels.ledger",
     "Settings": "settings",
     "ShutdownReport": "models.report",
@@ -152,21 +166,26 @@ __all__ = [
     "TTL",
     "UNKNOWN",
     "Allocator",
+    "AsyncLease",
     "Backoff",
     "BadModel",
     "BudgetExceeded",
+    "BudgetStatus",
     "Busy",
     "CacheStats",
     "CachedProcessor",
     "Conflict",
     "Digest",
+    "Event",
     "EvictionFailed",
     "Explanation",
     "Heap",
     "IdentifierError",
+    "Idle",
     "InUse",
     "Interned",
     "Knob",
+    "Lease",
     "LeaseLost",
     "Limit",
     "LoadFailed",
@@ -175,11 +194,14 @@ __all__ = [
     "MemweirError",
     "MissingPixels",
     "NotPrepacked",
+    "ModelPool",
+    "ModelStatus",
     "PixelCache",
     "PixelId",
     "PixelMismatch",
     "PixelRef",
     "Pixels",
+    "PoolStatus",
     "Pressure",
     "ProbeCache",
     "ProbeFailed",
@@ -189,6 +211,7 @@ __all__ = [
     "RedactingFilter",
     "Refused",
     "Released",
+    "Rung",
     "SendOnce",
     "Settings",
     "ShutdownReport",

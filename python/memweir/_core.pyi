@@ -333,7 +333,7 @@ class Claims:
         another has the turn or somebody holds it.
         """
 
-    def end(self, slot: int, turn: int, open: bool, owner: int | None = None) -> int | None:
+    def end(self, slot: int, turn: int, opened: bool, owner: int | None = None) -> int | None:
         """Ends a turn, leaving the slot open or closed.
 
         With ``owner`` the result is a claim on what was opened, which nobody could come before.
@@ -366,10 +366,12 @@ class Claims:
         line. ``rest`` takes all that is left, where that is more. ``jump`` passes the line.
         """
 
-    def settle(self, permit: int, exact: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
-        """Makes a permit stand for exactly these bytes, which exist.
+    def settle(
+        self, permit: int, exact: Sequence[tuple[int, int]], extra: int | None = None
+    ) -> list[tuple[int, int]] | None:
+        """Makes a permit stand for exactly these bytes, which exist; ``extra`` goes into it.
 
-        ``None``, or what the accounts lack, and then it is as it was.
+        ``None``, or what the accounts lack, and then all is as it was.
         """
 
     def leaving(self, permit: int) -> bool:

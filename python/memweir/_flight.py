@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     Check: TypeAlias = Callable[[], T | None] | None
     Seconds: TypeAlias = float | None
 
-__all__ = ["Flights", "Load", "current", "detached", "is_async"]
+__all__ = ["Flights", "Load", "current", "detached", "is_async", "without_frames"]
 
 _PATROL = 1.0  # seconds between a waiter's own looks at its flight
 
@@ -247,7 +247,9 @@ class Flights:
             return fate.value
         name = type(fate.error).__qualname__
         # A copy for each waiter: raising the cause again would add its frames to all of them.
-        raise LoadFailed(f"another caller's load failed with {name}") from _copy(fate.error)
+        raise LoadFailed(f"another caller's load failed with {name}") from without_frames(
+            fate.error
+        )
 
 
 class _Fate:
@@ -337,7 +339,7 @@ class _Flight:
         try:
             yield
         except Exception as error:
-            self.land(me, error=_copy(error))
+            self.land(me, error=without_frames(error))
             raise
         finally:
             with suppress(ValueError):  # an abandoned coroutine is closed in any context
@@ -405,7 +407,7 @@ class _Flight:
         return False
 
 
-def _copy(error: BaseException, depth: int = 8) -> BaseException:
+def without_frames(error: BaseException, depth: int = 8) -> BaseException:
     """`error` and what led to it, without frames.
 
     Whoever raises an exception adds frames to it, so one that is shared keeps the locals of all
@@ -417,7 +419,7 @@ def _copy(error: BaseException, depth: int = 8) -> BaseException:
     try:
         _, args, *state = base.__reduce__(error)
         if isinstance(error, BaseExceptionGroup):
-            args = (error.message, [_copy(e, depth - 1) for e in error.exceptions])
+            args = (error.message, [without_frames(e, depth - 1) for e in error.exceptions])
         copy = cls.__new__(cls, *args)
         base.__init__(copy, *args)
         if state and state[0]:
@@ -425,9 +427,9 @@ def _copy(error: BaseException, depth: int = 8) -> BaseException:
     except Exception:
         copy = LoadFailed(f"{cls.__qualname__}, which cannot be copied")
     if depth > 0 and error.__cause__ is not None:
-        copy.__cause__ = _copy(error.__cause__, depth - 1)
+        copy.__cause__ = without_frames(error.__cause__, depth - 1)
     elif depth > 0 and error.__context__ is not None and not error.__suppress_context__:
-        copy.__context__ = _copy(error.__context__, depth - 1)
+        copy.__context__ = without_frames(error.__context__, depth - 1)
     return copy
 
 

@@ -135,7 +135,7 @@ proptest! {
                     let mine = permits[i].1;
                     let fits = used(&permits, 0) - mine[0] + a <= limit[0]
                         && used(&permits, 1) - mine[1] + b <= limit[1];
-                    prop_assert_eq!(claims.settle(permits[i].0, &parts).is_ok(), fits);
+                    prop_assert_eq!(claims.settle(permits[i].0, &parts, None).is_ok(), fits);
                     if fits {
                         permits[i] = (permits[i].0, [a, b], true, false);
                     }
@@ -200,7 +200,7 @@ fn what_is_not_there_is_refused() {
     assert_eq!(claims.release(1, 1), None);
     assert_eq!((claims.drain(1, true), claims.look(1)), (0, None));
     assert!(!claims.forget(1) && !claims.free(1) && !claims.leaving(1));
-    assert!(claims.settle(1, &[]).is_err());
+    assert!(claims.settle(1, &[], None).is_err());
     let nowhere = [Part { account: 1, bytes: 0 }];
     assert!(claims.reserve(&nowhere, false, None, false).is_err());
     let slot = claims.slot();
@@ -217,9 +217,24 @@ fn sizes_that_sums_cannot_take_do_not_fit() {
     let want = [Part { account: all, bytes: usize::MAX }];
     let permit = claims.reserve(&want, true, None, false).expect("no limit");
     assert!(claims.reserve(&want, true, None, false).is_err());
-    assert!(claims.settle(permit, &[want[0], want[0]]).is_ok());
+    assert!(claims.settle(permit, &[want[0], want[0]], None).is_ok());
     assert!(claims.free(permit));
     assert_eq!(claims.usage(all).map(|u| u.held + u.promised), Some(0));
+}
+
+#[test]
+fn what_was_promised_beside_goes_into_it_or_stays() {
+    let claims = Claims::new();
+    let account = claims.account(100);
+    let part = |bytes| [Part { account, bytes }];
+    let main = claims.reserve(&part(40), false, None, false).expect("room");
+    claims.settle(main, &part(40), None).expect("room");
+    let extra = claims.reserve(&part(60), true, None, false).expect("room");
+    assert!(claims.settle(main, &part(101), Some(extra)).is_err());
+    assert_eq!(claims.usage(account).map(|u| (u.promised, u.held)), Some((60, 40)));
+    assert!(claims.settle(main, &part(100), Some(extra)).is_ok());
+    assert_eq!(claims.usage(account).map(|u| (u.promised, u.held)), Some((0, 100)));
+    assert!(!claims.free(extra) && claims.free(main));
 }
 
 #[test]
@@ -229,9 +244,9 @@ fn a_lowered_limit_leaves_what_is_given_out() {
     let part = |bytes| [Part { account, bytes }];
     let permit = claims.reserve(&part(80), false, None, false).expect("room");
     assert!(claims.limit(account, 50));
-    assert!(claims.settle(permit, &part(60)).is_err());
+    assert!(claims.settle(permit, &part(60), None).is_err());
     assert_eq!(claims.usage(account).map(|u| (u.promised, u.held)), Some((80, 0)));
-    assert!(claims.settle(permit, &part(40)).is_ok());
+    assert!(claims.settle(permit, &part(40), None).is_ok());
     assert_eq!(claims.usage(account).map(|u| (u.promised, u.held)), Some((0, 40)));
 }
 
@@ -288,7 +303,7 @@ fn threads_never_exceed_an_account() {
                     let part = [Part { account, bytes }];
                     let Ok(permit) = claims.reserve(&part, false, None, false) else { continue };
                     assert!(used.fetch_add(bytes, Ordering::SeqCst) + bytes <= 10);
-                    claims.settle(permit, &part).expect("as much as was promised");
+                    claims.settle(permit, &part, None).expect("as much as was promised");
                     used.fetch_sub(bytes, Ordering::SeqCst);
                     claims.free(permit);
                 }
@@ -308,7 +323,7 @@ fn a_child_finds_nobody() {
     let turn = claims.begin(slot, true).expect("free");
     let claim = claims.end(slot, turn, true, Some(3)).expect("mine");
     let permit = claims.reserve(&[Part { account, bytes: 4 }], false, None, false).expect("room");
-    claims.settle(permit, &[Part { account, bytes: 4 }]).expect("room");
+    claims.settle(permit, &[Part { account, bytes: 4 }], None).expect("room");
     claims.leaving(permit);
     claims.queue(&[account]);
     claims.forked();

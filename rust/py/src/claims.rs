@@ -75,9 +75,9 @@ impl PyClaims {
         self.claims.begin(slot, idle)
     }
 
-    #[pyo3(signature = (slot, turn, open, owner=None))]
-    fn end(&self, slot: u64, turn: u64, open: bool, owner: Option<u64>) -> Option<u64> {
-        self.claims.end(slot, turn, open, owner)
+    #[pyo3(signature = (slot, turn, opened, owner=None))]
+    fn end(&self, slot: u64, turn: u64, opened: bool, owner: Option<u64>) -> Option<u64> {
+        self.claims.end(slot, turn, opened, owner)
     }
 
     #[pyo3(signature = (slot, on=true))]
@@ -130,8 +130,9 @@ impl PyClaims {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "made from Python's list for this call")]
-    fn settle(&self, permit: u64, exact: Parts) -> Option<Parts> {
-        self.claims.settle(permit, &parts(&exact)).err().map(|why| refused(why).0)
+    #[pyo3(signature = (permit, exact, extra=None))]
+    fn settle(&self, permit: u64, exact: Parts, extra: Option<u64>) -> Option<Parts> {
+        self.claims.settle(permit, &parts(&exact), extra).err().map(|why| refused(why).0)
     }
 
     fn leaving(&self, permit: u64) -> bool {

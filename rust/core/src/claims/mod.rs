@@ -133,12 +133,13 @@ impl Claims {
         self.table().permits.reserve(parts, rest, ticket, jump)
     }
 
-    /// Makes a permit stand for exactly these bytes, which exist.
+    /// Makes a permit stand for exactly these bytes, which exist; `extra`, what was promised beside
+    /// it for the change, goes into it.
     ///
     /// # Errors
-    /// [`Refused`], and the permit is as it was, when they do not fit into its accounts.
-    pub fn settle(&self, permit: Id, parts: &[Part]) -> Result<(), Refused> {
-        self.table().permits.settle(permit, parts)
+    /// [`Refused`], and the permits are as they were, when they do not fit into their accounts.
+    pub fn settle(&self, permit: Id, parts: &[Part], extra: Option<Id>) -> Result<(), Refused> {
+        self.table().permits.settle(permit, parts, extra)
     }
 
     /// Notes that the bytes of a permit are on their way out. Whether there is such a permit.

@@ -127,21 +127,25 @@ impl Permits {
         Ok(id)
     }
 
-    pub fn settle(&mut self, permit: Id, parts: &[Part]) -> Result<(), Refused> {
+    pub fn settle(&mut self, permit: Id, parts: &[Part], extra: Option<Id>) -> Result<(), Refused> {
         let Some(old) = self.permits.remove(&permit) else { return Err(Refused::default()) };
+        let more = extra.and_then(|id| self.permits.remove(&id).map(|permit| (id, permit)));
         let parts = joined(parts);
-        self.give(&old);
+        let before = [Some((permit, old)), more];
+        before.iter().flatten().for_each(|(_, permit)| self.give(permit));
         let short = self.short(&parts);
         if short.is_empty() {
             self.take(&parts, true);
             self.permits.insert(permit, Permit { parts, exists: true, leaving: false });
             return Ok(());
         }
-        self.take(&old.parts, old.exists);
-        if old.leaving {
-            self.lead_out(&old.parts);
+        for (id, permit) in before.into_iter().flatten() {
+            self.take(&permit.parts, permit.exists);
+            if permit.leaving {
+                self.lead_out(&permit.parts);
+            }
+            self.permits.insert(id, permit);
         }
-        self.permits.insert(permit, old);
         Err(Refused { short, behind: false })
     }
 

@@ -1,0 +1,123 @@
+"""What the parts of a pool share. No locks: steps that matter are single calls on a built-in
+container or on the table of claims, which a finalizer cannot find half done.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from memweir.models.entry import ring_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from memweir._core import Claims
+    from memweir.events import Events
+    from memweir.models.adapters.protocol import Sizes
+    from memweir.models.entry import Entry
+    from memweir.models.release import Release
+    from memweir.models.turns import Turn
+
+__all__ = ["Counters", "Desk"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """How often things happened since the pool was made."""
+
+    loads: int = 0
+    failed: int = 0
+    unloads: int = 0
+    offloads: int = 0
+    evictions: int = 0
+    thrash: int = 0
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Desk:
+    """The state of a pool, behind its public face."""
+
+    name: str
+    claims: Claims
+    clock: Callable[[], float]
+    read: Callable[[], Any]
+    device: Callable[[], int | None] | None
+    release: Release
+    events: Events
+    arbiter: Any
+    ram: int  # account
+    limits: Callable[[str], int | None]  # of devices
+    residence: float
+    threaded: bool  # whether the keeper has a thread of its own
+    entries: dict[str, Entry] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)  # accounts
+    active: dict[Turn, None] = field(default_factory=dict)
+    waiting: dict[Turn, None] = field(default_factory=dict)  # those in the line for bytes
+    bells: dict[Callable[[], object], None] = field(default_factory=dict)  # of that line
+    mail: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    keeper: dict[str, Any] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    changes: int = 0  # how many turns have begun or ended
+    closed: bool = False
+    serial: Any = None  # the slot that loads which may not overlap take
+
+    def account(self, device: str) -> int:
+        """The account of a device."""
+        found = self.devices.get(device)
+        if found is None:
+            found = self.devices.setdefault(device, self.claims.account(self.limits(device)))
+        return found
+
+    def parts(self, sizes: Sizes, device: str | None) -> list[tuple[int, int]]:
+        """What sizes come to on the accounts; pages of files are the system's."""
+        parts = [(self.ram, sizes.host)]
+        if device is not None:
+            parts.append((self.account(device), sizes.device))
+        return parts
+
+    def opened(self, turn: Turn) -> None:
+        """A turn has begun."""
+        self.active[turn] = None
+        self.changes += 1
+
+    def over(self, turn: Turn) -> None:
+        """A turn has ended: who waits for bytes looks again."""
+        self.active.pop(turn, None)
+        self.changes += 1
+        ring_all(self.bells)
+
+    def notice(self, entry: Entry) -> None:
+        """Has the keeper look at an entry; safe in a finalizer."""
+        if not entry.noticed:
+            entry.noticed = True
+            self.mail.put(entry)
+
+    def reborn(self, inherited: list[Any]) -> None:
+        """In a forked child: nothing is here, nobody is at work, and no thread runs."""
+        for entry in [*self.entries.values(), self.serial]:
+            inherited.extend((entry.model, entry.grant, entry.adapter))
+            entry.clear()
+            entry.grant = entry.adapter = entry.turn = entry.error = None
+            entry.retry_at = 0.0
+            entry.failures = 0
+            entry.scheduled = entry.noticed = entry.unload_after = False
+            entry.loans.clear()
+            entry.bells.clear()
+        inherited.append(self.arbiter)
+        self.arbiter = None
+        self.active.clear()
+        self.waiting.clear()
+        self.bells.clear()
+        self.keeper.clear()
+        self.mail = SimpleQueue()
+
+    def start(self, name: str, work: Callable[..., object], *args: Any) -> None:
+        """Runs something in a thread of its own, in this context."""
+        context = contextvars.copy_context()
+        threading.Thread(
+            target=context.run, args=(work, *args), name=f"memweir {name}", daemon=True
+        ).start()

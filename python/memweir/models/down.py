@@ -1,0 +1,136 @@
+"""Down: models that nobody uses are brought to a lower rung, or let go, one pass for a batch."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from memweir.models.ladder import Rung
+from memweir.models.release import Doomed
+from memweir.models.turns import within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from memweir.models.adapters.protocol import Adapter
+    from memweir.models.desk import Desk
+    from memweir.models.entry import Entry
+    from memweir.models.report import UnloadReport
+    from memweir.models.turns import Turn
+
+__all__ = ["discard", "drop_grant", "lower"]
+
+
+def lower(desk: Desk, batch: list[tuple[Turn, Rung]], reason: str) -> UnloadReport:
+    """Brings each model to its rung. The turns are this call's, and over when it returns."""
+    for turn, _ in batch:
+        desk.opened(turn)
+        turn.accounts = tuple(a for a, _ in desk.parts(turn.entry.sizes, turn.entry.spec.device))
+    try:
+        with within(*(turn for turn, _ in batch)):
+            gone = []
+            for turn, to in batch:
+                if to is Rung.GONE or not _moved(desk, turn.entry, to, reason):
+                    gone.append(turn.entry)
+            return discard(desk, gone, reason)
+    finally:
+        for turn, to in batch:
+            turn.entry.end(turn, False)
+            desk.over(turn)
+            if to is not Rung.GONE and turn.entry.model is not None:
+                desk.notice(turn.entry)  # the next step of its ladder
+
+
+def _moved(desk: Desk, entry: Entry, to: Rung, reason: str) -> bool:
+    """Whether it is there now. A model that is between two rungs is not to be lent again."""
+    assert entry.adapter is not None
+    before, began = entry.rung, desk.clock()
+    was = entry.sizes
+    try:
+        entry.adapter.move(entry.model, to, entry.spec.device)
+        sizes = entry.adapter.nbytes(entry.model)
+    except Exception as error:
+        desk.events.emit("half moved", entry.key, reason=f"{type(error).__name__} on the way down")
+        return False
+    entry.rung = to
+    if sizes is not None:
+        if entry.permit is not None and desk.claims.settle(
+            entry.permit, desk.parts(sizes, entry.spec.device)
+        ):
+            desk.events.emit("over reserved", entry.key, reason="no room on the lower rung")
+            return False
+        entry.sizes = sizes
+    drop_grant(entry)
+    desk.counters.offloads += 1
+    desk.events.emit(
+        "transition",
+        entry.key,
+        reason=reason,
+        before=before.name.lower(),
+        after=to.name.lower(),
+        nbytes=was.total,
+        seconds=desk.clock() - began,
+        measured={"device": was.device - entry.sizes.device, "host": was.host - entry.sizes.host},
+    )
+    return True
+
+
+def discard(desk: Desk, entries: list[Entry], reason: str) -> UnloadReport:
+    """Lets models go, all in one pass; their entries are empty before it begins."""
+    batch, left = [], []
+    for entry in entries:
+        permit = entry.permit
+        if permit is not None:
+            desk.claims.leaving(permit)
+        left.append((entry, permit, entry.rung, entry.sizes))
+        batch.append(_doomed(entry, reason))
+        entry.clear()
+        entry.unloads += 1
+        entry.last_down = desk.clock()
+    desk.counters.unloads += len(entries)
+    report = None
+    try:
+        report = desk.release(batch)
+        return report
+    finally:
+        for entry, permit, rung, sizes in left:
+            if permit is not None:
+                desk.claims.free(permit)
+            drop_grant(entry)
+            desk.events.emit(
+                "transition",
+                entry.key,
+                reason=reason,
+                before=rung.name.lower(),
+                after="absent",
+                nbytes=sizes.total,
+                seconds=0.0 if report is None else report.seconds,
+                measured=None if report is None else report.returned._asdict(),
+            )
+
+
+def _doomed(entry: Entry, reason: str) -> Doomed:
+    finalizer = None if entry.adapter is None else _finalizer(entry.adapter)
+    return Doomed(entry.key, entry.model, finalizer, entry.sizes, reason, entry.rung)
+
+
+def _finalizer(adapter: Adapter) -> Callable[[object], None]:
+    return adapter.dispose
+
+
+def drop_grant(entry: Entry) -> None:
+    """Gives back what the arbiter gave, by whatever way back it has."""
+    grant, entry.grant = entry.grant, None
+    if grant is None:
+        return
+    for name in ("release", "close"):
+        give = getattr(grant, name, None)
+        if callable(give):
+            with suppress(Exception):
+                give()
+            return
+    leave = getattr(grant, "__exit__", None)
+    if callable(leave):
+        with suppress(Exception):
+            leave(*sys.exc_info())

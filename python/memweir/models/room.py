@@ -1,0 +1,253 @@
+"""Bytes for what is about to be loaded: promised before they are taken, made by letting go.
+
+What nobody uses goes: first what is cheap to have again and was not used for long. What is being
+loaded or on its way out is waited for, in the order of those who came. Where neither helps, it does
+not fit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from memweir.errors import BudgetExceeded, Busy
+from memweir.models import down
+from memweir.models.adapters.protocol import Sizes
+from memweir.models.ladder import Rung
+from memweir.models.sizing import declared
+from memweir.models.turns import PATROL, mine, waits_for
+from memweir.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from memweir.models.desk import Desk
+    from memweir.models.entry import Entry
+    from memweir.models.turns import Turn
+
+__all__ = ["evict", "evict_next", "exceeded", "reserve", "victims", "wanted"]
+
+Parts = list[tuple[int, int]]
+
+
+class _Line:
+    """The line for bytes: who is in it waits for whoever takes or gives back bytes."""
+
+    def __init__(self, desk: Desk, accounts: Iterable[int]) -> None:
+        self.desk = desk
+        self.accounts = frozenset(accounts)
+
+    def ahead(self) -> list[Turn]:
+        """Changes in progress that may make room; those that stand in line themselves do not."""
+        turns = [*self.desk.active]
+        waiting = self.desk.waiting
+        return [t for t in turns if t not in waiting and not self.accounts.isdisjoint(t.accounts)]
+
+    def blocked_by(self, mine: tuple[Turn, ...], seen: set[Turn]) -> bool:
+        ahead = self.ahead()
+        return bool(ahead) and all(turn.leads_to(mine, set(seen)) for turn in ahead)
+
+
+def wanted(desk: Desk, entry: Entry) -> tuple[Parts, bool]:
+    """What a load has to be promised, and whether that is everything that is left."""
+    device = entry.spec.device
+    known = [s for s in (declared(entry.spec), entry.remembered) if s is not None]
+    if known:
+        return desk.parts(Sizes(*map(max, zip(*known, strict=True))), device), False
+    account = desk.ram if device is None else desk.account(device)
+    return [(account, 1)], True
+
+
+def reserve(
+    desk: Desk, entry: Entry, parts: Parts, *, rest: bool = False, deadline: float | None = None
+) -> int:
+    """A permit for bytes; lets go what nobody uses, and waits for what is coming.
+
+    Raises :class:`~memweir.BudgetExceeded` where neither can help, :class:`~memweir.Busy` when
+    the deadline comes first.
+    """
+    accounts = [account for account, _ in parts]
+    line = _Line(desk, accounts)
+    turns = mine()
+    # Who waits within a load may wait for himself: bytes in hand give the right to go first.
+    nested = sum(turn.entry is not entry for turn in turns) > 0
+    ticket: int | None = None
+    bell = threading.Lock()
+    bell.acquire()
+    ring = bell.release
+    try:
+        while True:
+            permit, short, _ = desk.claims.reserve(parts, rest=rest, ticket=ticket, jump=nested)
+            if permit is not None:
+                return permit
+            _check_possible(desk, entry, parts)
+            if short and evict(desk, dict(short), entry, "evicted"):
+                continue
+            if not _helps(line, turns):
+                raise exceeded(desk, entry, parts)
+            if ticket is None:
+                ticket = desk.claims.queue(accounts)
+                desk.bells[ring] = None
+                continue
+            left = PATROL if deadline is None else min(PATROL, deadline - time.monotonic())
+            if left <= 0:
+                raise Busy(f"no room for {entry.key!r} in time")
+            with _Standing(desk, turns), waits_for(line):
+                bell.acquire(timeout=left)
+    finally:
+        desk.bells.pop(ring, None)
+        if ticket is not None:
+            desk.claims.leave(ticket)
+            for other in list(desk.bells):
+                other()
+
+
+class _Standing:
+    """Marks turns as waiting in line, as long as they do."""
+
+    def __init__(self, desk: Desk, turns: tuple[Turn, ...]) -> None:
+        self._desk, self._turns = desk, turns
+
+    def __enter__(self) -> None:
+        for turn in self._turns:
+            self._desk.waiting[turn] = None
+
+    def __exit__(self, *exc: object) -> None:
+        for turn in self._turns:
+            self._desk.waiting.pop(turn, None)
+
+
+def _helps(line: _Line, turns: tuple[Turn, ...]) -> bool:
+    """Whether somebody will make room who does not wait for this."""
+    ahead = [turn for turn in line.ahead() if turn not in turns]
+    return any(not turn.leads_to(turns, set()) for turn in ahead)
+
+
+def _check_possible(desk: Desk, entry: Entry, parts: Parts) -> None:
+    for account, nbytes in parts:
+        usage = desk.claims.usage(account)
+        if usage is not None and nbytes > usage.limit:
+            raise exceeded(desk, entry, parts)
+
+
+def exceeded(desk: Desk, entry: Entry, parts: Parts, why: str = "") -> BudgetExceeded:
+    """The error that says what did not fit, into what, and who has the rest."""
+    told = []
+    for account, nbytes in parts:
+        usage = desk.claims.usage(account)
+        if usage is None or usage.held + usage.promised + nbytes <= usage.limit:
+            continue
+        taken = usage.held + usage.promised
+        told.append(
+            f"{format_size(nbytes)} on {_place(desk, account)}, where {format_size(taken)} of "
+            f"{format_size(usage.limit)} are taken"
+        )
+    holders = [
+        f"{other.key!r} by {', '.join(other.sites()) or ('a pin' if other.spec.pin else 'nobody')}"
+        for other in desk.entries.copy().values()
+        if other is not entry and other.permit is not None
+    ]
+    return BudgetExceeded(
+        f"{entry.key!r} does not fit{why}: it needs {' and '.join(told) or 'more than there is'}; "
+        f"held: {'; '.join(holders) or 'nothing that can be let go'}"
+    )
+
+
+def _place(desk: Desk, account: int) -> str:
+    if account == desk.ram:
+        return "the host"
+    return next((name for name, a in desk.devices.copy().items() if a == account), "a device")
+
+
+def evict(desk: Desk, short: Mapping[int, int], entry: Entry | None, reason: str) -> bool:
+    """Lets go the least of what nobody uses that makes up for what is short.
+
+    What is on its way out already counts. Whether anything was let go.
+    """
+    need = {}
+    for account, nbytes in short.items():
+        usage = desk.claims.usage(account)
+        coming = 0 if usage is None else usage.leaving
+        if nbytes > coming:
+            need[account] = nbytes - coming
+    if not need:
+        return False
+    chosen: list[Entry] = []
+    left = dict(need)
+    for victim in victims(desk, entry):
+        gives = dict(desk.parts(victim.sizes, victim.spec.device))
+        if not any(left.get(account, 0) > 0 and n > 0 for account, n in gives.items()):
+            continue
+        chosen.append(victim)
+        for account, nbytes in gives.items():
+            if account in left:
+                left[account] -= nbytes
+        if all(n <= 0 for n in left.values()):
+            return _go(desk, _least(desk, chosen, need), need, reason)
+    return False  # all of them together are not enough, so none of them goes
+
+
+def _least(desk: Desk, chosen: list[Entry], need: dict[int, int]) -> list[Entry]:
+    """Without those that a later, larger one made needless."""
+    kept = list(chosen)
+    for victim in chosen:
+        rest = [other for other in kept if other is not victim]
+        gives = [dict(desk.parts(other.sizes, other.spec.device)) for other in rest]
+        if all(sum(g.get(account, 0) for g in gives) >= n for account, n in need.items()):
+            kept = rest
+    return kept
+
+
+def victims(desk: Desk, entry: Entry | None) -> list[Entry]:
+    """What nobody uses, the one to go first at the front."""
+    now = desk.clock()
+    found = [
+        other
+        for other in desk.entries.copy().values()
+        if other is not entry
+        and other.model is not None
+        and other.permit is not None
+        and not other.spec.pin
+        and not other.loans
+        and not other.bells
+        and other.turn is None
+    ]
+
+    def worth(other: Entry) -> tuple[bool, float]:
+        # Those that came just now go last: they have hardly been used.
+        young = now - other.resident_since < desk.residence
+        return young, other.load_seconds / (1.0 + max(0.0, now - other.idle_since))
+
+    return sorted(found, key=worth)
+
+
+def _go(desk: Desk, victims: list[Entry], need: dict[int, int], reason: str) -> bool:
+    batch: list[tuple[Turn, Rung]] = []
+    for victim in victims:
+        turn = victim.begin("unloading")
+        if turn is None:
+            continue
+        turn.accounts = tuple(account for account, _ in desk.parts(victim.sizes, None))
+        to = Rung.GONE
+        if desk.ram not in need and victim.rung is Rung.DEVICE and _rests(victim, Rung.HOST):
+            to = Rung.HOST
+        batch.append((turn, to))
+    if not batch:
+        return False
+    desk.counters.evictions += len(batch)
+    down.lower(desk, batch, reason)
+    return True
+
+
+def _rests(entry: Entry, rung: Rung) -> bool:
+    return entry.adapter is not None and rung in entry.adapter.rungs
+
+
+def evict_next(desk: Desk, entry: Entry, *, device: bool) -> bool:
+    """After the system itself had no room: lets the next one go; whether there was one."""
+    account = desk.account(entry.spec.device) if device and entry.spec.device else desk.ram
+    for victim in victims(desk, entry):
+        if dict(desk.parts(victim.sizes, victim.spec.device)).get(account, 0) > 0:
+            return _go(desk, [victim], {account: 1}, "out of memory")
+    return False
