@@ -106,13 +106,12 @@ class Settings(_Said):
     )
     """Profile of an ``mw.ort.session`` that is given none; low memory: ``"lean"``."""
 
-    idle_offload: float | None = _part(SECONDS, 30.0, low=0.0, waits_for="model pools")
-    """Seconds after its last use at which a model leaves the device; low memory: 0, at once;
-    ``None``: never. Takes effect with model pools."""
+    idle_offload: float | None = _part(SECONDS, 30.0, low=0.0)
+    """Seconds after its last lease at which a model of a :class:`~memweir.ModelPool` leaves the
+    device; low memory: 0, at once. ``None``: never."""
 
-    idle_unload: float | None = _part(SECONDS, 600.0, low=0.0, waits_for="model pools")
-    """Seconds after its last use at which a model leaves memory; low memory: 0, at once; ``None``:
-    never. Takes effect with model pools."""
+    idle_unload: float | None = _part(SECONDS, 600.0, low=0.0)
+    """Seconds after its last lease at which a model leaves memory; low memory: 0, at once."""
 
     def __post_init__(self) -> None:
         given = {part.name: getattr(self, part.name) for part in parts()}

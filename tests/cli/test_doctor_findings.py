@@ -91,7 +91,7 @@ def tuned(tune: str | None = "images", **seen: Any) -> Change:
 REFUSED = {"name": "M_ARENA_MAX", "value": 2, "ok": False, "why": "too late"}
 TAKEN = {**REFUSED, "ok": True, "why": None}
 JEMALLOC = "/usr/lib/libjemalloc.so.2"
-WAITS = Settings(session_profile="lean", idle_unload=5)
+WAITS = Settings(session_profile="lean", idle_unload=5)  # of which one has what it needs
 CONF = "background_thread:true,dirty_decay_ms:1000"
 NUMPY = "NUMPY_MADVISE_HUGEPAGE"
 

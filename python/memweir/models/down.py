@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["discard", "drop_grant", "lower"]
 
 
-def lower(desk: Desk, batch: list[tuple[Turn, Rung]], reason: str) -> UnloadReport:
-    """Brings each model to its rung. The turns are this call's, and over when it returns."""
+def lower(
+    desk: Desk, batch: list[tuple[Turn, Rung]], reason: str, *, or_stay: bool = False
+) -> UnloadReport:
+    """Brings each model to its rung. The turns are this call's, and over when it returns.
+
+    Where a lower rung has no room the model goes, or with `or_stay` remains where it is.
+    """
     for turn, _ in batch:
         desk.opened(turn)
         turn.accounts = tuple(a for a, _ in desk.parts(turn.entry.sizes, turn.entry.spec.device))
@@ -31,36 +36,41 @@ def lower(desk: Desk, batch: list[tuple[Turn, Rung]], reason: str) -> UnloadRepo
         with within(*(turn for turn, _ in batch)):
             gone = []
             for turn, to in batch:
-                if to is Rung.GONE or not _moved(desk, turn.entry, to, reason):
+                if to is Rung.GONE or not _moved(desk, turn.entry, to, reason, or_stay):
                     gone.append(turn.entry)
             return discard(desk, gone, reason)
     finally:
         for turn, to in batch:
-            turn.entry.end(turn, False)
+            turn.entry.end(turn, turn.entry.rung is turn.entry.home is not Rung.GONE)
             desk.over(turn)
             if to is not Rung.GONE and turn.entry.model is not None:
                 desk.notice(turn.entry)  # the next step of its ladder
 
 
-def _moved(desk: Desk, entry: Entry, to: Rung, reason: str) -> bool:
-    """Whether it is there now. A model that is between two rungs is not to be lent again."""
+def _moved(desk: Desk, entry: Entry, to: Rung, reason: str, or_stay: bool) -> bool:
+    """Whether it may be kept. A model that is between two rungs is not to be lent again."""
     assert entry.adapter is not None
     before, began = entry.rung, desk.clock()
     was = entry.sizes
+    # Both places have it while it moves.
+    more = was.device if before is Rung.DEVICE and to is Rung.HOST else 0
+    extra, _, _ = desk.claims.reserve([(desk.ram, more)], jump=True)
+    if extra is None:
+        return or_stay
     try:
         entry.adapter.move(entry.model, to, entry.spec.device)
         sizes = entry.adapter.nbytes(entry.model)
     except Exception as error:
+        desk.claims.free(extra)
         desk.events.emit("half moved", entry.key, reason=f"{type(error).__name__} on the way down")
         return False
-    entry.rung = to
-    if sizes is not None:
-        if entry.permit is not None and desk.claims.settle(
-            entry.permit, desk.parts(sizes, entry.spec.device)
-        ):
-            desk.events.emit("over reserved", entry.key, reason="no room on the lower rung")
-            return False
-        entry.sizes = sizes
+    sizes = was if sizes is None else sizes
+    exact = desk.parts(sizes, entry.spec.device)
+    if entry.permit is None or desk.claims.settle(entry.permit, exact, extra):
+        desk.claims.free(extra)
+        desk.events.emit("over reserved", entry.key, reason="larger on the lower rung")
+        return False
+    entry.rung, entry.sizes = to, sizes
     drop_grant(entry)
     desk.counters.offloads += 1
     desk.events.emit(

@@ -73,10 +73,8 @@ class _Held:
         """Where the model is while it is lent."""
         return self._entry.spec.device if self._entry.rung is Rung.DEVICE else None
 
-    def _start(self) -> None:
-        if self._used:
-            raise Released(f"the lease of {self.key!r} was used already: ask the pool for another")
-        self._used = True
+    def _again(self) -> Released:
+        return Released(f"the lease of {self.key!r} was used already: ask the pool for another")
 
     def _take(self, claim: int, owner: Any) -> Any:
         entry = self._entry
@@ -118,15 +116,17 @@ class _Held:
 class Lease(_Held):
     """A model on loan: ``with pool.lease(key) as model``.
 
-    The model is what the loader made, not a wrapper: use it inside the block and keep the lease,
-    not the model, where something is to be kept. Entered once. A generator or an abandoned coroutine
-    that is collected ends it without taking a lock.
+    The model is what the loader made, not a wrapper: use it inside the block, and keep the lease,
+    not the model, where something is to be kept. It is entered once. A generator that is collected
+    in the middle of the block ends it, without taking a lock.
     """
 
     __slots__ = ()
 
     def __enter__(self) -> Any:
-        self._start()
+        if self._used:
+            raise self._again()
+        self._used = True
         owner = caller()
         entry = self._entry
         claim = self._desk.claims.hold(entry.slot, id(owner))
@@ -149,7 +149,9 @@ class AsyncLease(_Held):
     __slots__ = ()
 
     async def __aenter__(self) -> Any:
-        self._start()
+        if self._used:
+            raise self._again()
+        self._used = True
         owner = caller()
         entry = self._entry
         claim = self._desk.claims.hold(entry.slot, id(owner))

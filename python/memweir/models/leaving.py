@@ -131,7 +131,7 @@ def offload(desk: Desk, entries: Iterable[Entry]) -> tuple[str, ...]:
             entry.end(turn, entry.rung == entry.home)
     if not batch:
         return ()
-    down.lower(desk, batch, "offload")
+    down.lower(desk, batch, "offload", or_stay=True)
     return tuple(turn.entry.key for turn, _ in batch if turn.entry.rung is Rung.HOST)
 
 

@@ -42,10 +42,10 @@ class ModelPool:
     """Models by key: one load for all callers, leases, an idle clock, budgets in bytes.
 
     ``ram`` and ``device`` are budgets: bytes or text (``"8 GiB"``, ``"25%"``); ``device`` counts
-    for each device, or is a mapping from names to budgets. ``None`` is no budget. Bytes are reserved
-    before a load and corrected to what was measured; what does not fit lets go what nobody uses
-    (cheap to reload and long unused first, what was loaded less than ``residence`` seconds ago
-    last), and is :class:`~memweir.BudgetExceeded` where that is not enough.
+    for each device, or is a mapping from names to budgets. ``None`` is no budget. Bytes are
+    reserved before a load and corrected to what was measured. What does not fit lets go what nobody
+    uses: first what is cheap to have again and was not used for long, last what was loaded less
+    than ``residence`` seconds ago. Where that is not enough it is :class:`~memweir.BudgetExceeded`.
 
     ``idle`` says when a model that nobody uses goes down (:class:`~memweir.Idle`). ``arbiter`` is
     any object with ``claim(key)``, asked before a load to a device; what it returns is released
@@ -163,8 +163,10 @@ class ModelPool:
         closed. What a load raises reaches the caller that ran it; who waited gets
         :class:`~memweir.LoadFailed` from it, and so does who comes while it is not tried again.
         """
-        entry = self._find(key, load, options)
-        return Lease(self._desk, entry, timeout, parse_size(working_bytes))
+        entry = self._desk.entries.get(key)
+        if entry is None or options:
+            entry = self._find(key, load, options)
+        return Lease(self._desk, entry, timeout, parse_size(working_bytes) if working_bytes else 0)
 
     def alease(
         self,
@@ -413,7 +415,7 @@ def _adapters(given: Any, release: Any) -> Callable[[], Adapter]:
         raise ValueError(f'adapter is "auto", "opaque" or an adapter, not {given!r}')
     if callable(given):
         return given  # type: ignore[no-any-return]
-    return lambda: given  # type: ignore[no-any-return]
+    return lambda: given
 
 
 def _device_bytes() -> int | None:

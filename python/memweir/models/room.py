@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from memweir.errors import BudgetExceeded, Busy
 from memweir.models import down
 from memweir.models.adapters.protocol import Sizes
+from memweir.models.entry import ring_all
 from memweir.models.ladder import Rung
 from memweir.models.sizing import declared
 from memweir.models.turns import PATROL, mine, waits_for
@@ -99,8 +100,7 @@ def reserve(
         desk.bells.pop(ring, None)
         if ticket is not None:
             desk.claims.leave(ticket)
-            for other in list(desk.bells):
-                other()
+            ring_all(desk.bells)
 
 
 class _Standing:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from memweir._flight import without_frames
 from memweir.errors import Busy, LoadFailed, Released
 from memweir.models import up
-from memweir.models.entry import caller
+from memweir.models.entry import caller, ring_all
 from memweir.models.turns import PATROL, Turn, mine, waits_for
 
 if TYPE_CHECKING:
@@ -210,8 +210,7 @@ def let_go(desk: Desk, entry: Entry, claim: int) -> None:
         desk.notice(entry)
     if entry.bells:
         entry.ring()
-    for ring in list(desk.bells):
-        ring()
+    ring_all(desk.bells)
 
 
 def _check_back_off(desk: Desk, entry: Entry) -> None:
