@@ -111,14 +111,14 @@ class World:
         self.adapters: dict[str, Movable] = {}
 
     def add(
-        self, key: str, nbytes: int = MIB, *, device: str | None = None, **options: Any
+        self, key: str, size: int = MIB, *, device: str | None = None, **options: Any
     ) -> Movable:
         """A key whose model has so many bytes, on the device where one is named."""
         rungs = options.pop("rungs", (Rung.DEVICE, Rung.HOST) if device else (Rung.HOST,))
         adapter = self.adapters[key] = Movable(*rungs)
-        takes = options.pop("takes", nbytes)
+        takes = options.pop("takes", size)
         before = options.pop("before", lambda: None)
-        options.setdefault("nbytes", nbytes)
+        options.setdefault("nbytes", size)
 
         def load() -> Model:
             before()

@@ -18,7 +18,7 @@ DEVICE = "cuda:0"
 
 
 class Watched:
-    """Loads that know how many of them run for a key, and models that know whether they are used."""
+    """Loads that know how many of them run for a key, and models whether they are used."""
 
     def __init__(self, pool: mw.ModelPool) -> None:
         self.pool = pool
@@ -65,9 +65,7 @@ class Watched:
                     del watched.alive[id(model)]
 
         rungs = (Rung.DEVICE, Rung.HOST) if device else (Rung.HOST,)
-        self.pool.add(
-            key, load, device=device, adapter=lambda: Adapter(*rungs), nbytes=nbytes
-        )
+        self.pool.add(key, load, device=device, adapter=lambda: Adapter(*rungs), nbytes=nbytes)
 
     def unused(self, key: str, model: Any, what: str) -> None:
         if model.users:

@@ -54,7 +54,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.loop = Loop()
         self.gates: dict[str, list[Future[Any]]] = {key: [] for key in KEYS}
         self.alive: dict[str, Model] = {}
-        self.failing = dict.fromkeys(KEYS, False)
+        self.actors: list[Actor] = []
         for key in KEYS:
             adapter = Movable(Rung.HOST, Rung.MAPPED)
             self.pool.add(key, self.loader(key), adapter=lambda a=adapter: a, nbytes=SIZES[key])
@@ -76,14 +76,24 @@ class PoolMachine(RuleBasedStateMachine):
         return load
 
     def teardown(self) -> None:
-        for key in KEYS:
-            if self.at[key] == "loading":
-                self.land(key)
-        for key in KEYS:
-            while self.holders[key]:
-                self.leave(self.holders[key][0])
-        report = self.pool.close(deadline=None)
-        assert report.finished
+        stop = threading.Event()
+
+        def land_all() -> None:
+            while not stop.wait(0.001):
+                for key in KEYS:
+                    for gate in self.gates[key]:
+                        if not gate.done():
+                            gate.set_result(Model(host=SIZES[key]))
+
+        for actor in self.actors:
+            actor.leave.set()
+        lander = threading.Thread(target=land_all)
+        lander.start()
+        report = self.pool.close(deadline=20)
+        until(lambda: all(actor.done.done() for actor in self.actors))
+        stop.set()
+        lander.join()
+        assert report.finished, str(report)
         assert not report.errors
         status = self.pool.status()
         assert (status.ram.held, status.ram.reserved) == (0, 0)
@@ -95,6 +105,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def start(self, key: str, kind: str) -> Actor:
         actor = Actor(key, kind)
+        self.actors.append(actor)
 
         def thread() -> None:
             try:
@@ -178,10 +189,10 @@ class PoolMachine(RuleBasedStateMachine):
     def look_who_went(self, but: str) -> None:
         """Who was let go for room is the pool's choice, within what it may choose."""
         for key in KEYS:
-            if key != but and self.at[key] == "host":
-                if self.pool.status().models[key].rung == "gone":
-                    assert self.idle(key)
-                    self.gone(key)
+            there = key != but and self.at[key] == "host"
+            if there and self.pool.status().models[key].rung == "gone":
+                assert self.idle(key)
+                self.gone(key)
 
     def land(self, key: str, error: Exception | None = None) -> None:
         gate = self.gates[key][-1]

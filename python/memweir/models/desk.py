@@ -5,6 +5,7 @@ container or on the table of claims, which a finalizer cannot find half done.
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -104,7 +105,8 @@ class Desk:
             entry.grant = entry.adapter = entry.turn = entry.error = None
             entry.retry_at = 0.0
             entry.failures = 0
-            entry.scheduled = entry.noticed = entry.unload_after = False
+            entry.due = entry.window = math.inf
+            entry.noticed = entry.unload_after = False
             entry.loans.clear()
             entry.bells.clear()
         inherited.append(self.arbiter)

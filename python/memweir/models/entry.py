@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import weakref
@@ -65,6 +66,7 @@ class Entry:
         "adapter",
         "bells",
         "claims",
+        "due",
         "error",
         "failures",
         "grant",
@@ -83,7 +85,6 @@ class Entry:
         "resident_since",
         "retry_at",
         "rung",
-        "scheduled",
         "sizes",
         "slot",
         "spec",
@@ -92,6 +93,7 @@ class Entry:
         "unload_after",
         "unloads",
         "warned",
+        "window",
     )
 
     def __init__(self, spec: Spec, claims: Claims) -> None:
@@ -109,7 +111,8 @@ class Entry:
         self.last_down: float | None = None
         self.retry_at = 0.0
         self.error: BaseException | None = None  # why the last load failed, without frames
-        self.scheduled = False  # whether the idle clock will look at it by itself
+        self.due = math.inf  # when the idle clock will look at it by itself
+        self.window = math.inf  # seconds from its last release to its next step down
         self.noticed = False  # whether it is in the mail
         self.unload_after = False  # whether it is to go when the load in progress is done
         self.grant: Any = None  # what the arbiter gave

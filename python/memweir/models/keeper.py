@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import weakref
 from contextlib import suppress
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from memweir.models.report import UnloadReport
     from memweir.models.turns import Turn
 
-__all__ = ["Keeper", "collected", "ensure", "lower_due", "needs_keeper", "tell_lost"]
+__all__ = ["Keeper", "collected", "ensure", "lower_due", "needs_keeper", "tell_lost", "window_of"]
 
 _LONGEST = 3600.0
 
@@ -59,22 +60,21 @@ class Keeper:
             else:
                 self._schedule(desk, entry, now, due)
         while self._heap and self._heap[0][0] <= now:
-            entry = heapq.heappop(self._heap)[2]
-            entry.scheduled = False
-            self._schedule(desk, entry, now, due)
+            at, _, entry = heapq.heappop(self._heap)
+            if at == entry.due:
+                entry.due = math.inf
+                self._schedule(desk, entry, now, due)
         return list(due), (max(0.0, self._heap[0][0] - now) if self._heap else None)
 
     def _schedule(self, desk: Desk, entry: Entry, now: float, due: dict[Entry, None]) -> None:
         if entry.model is None or entry.loans or entry.bells or entry.turn is not None:
             return  # its next release, or the end of the turn, has it looked at again
-        step = next_step(entry)
-        if step is None:
-            return
-        at = entry.idle_since + step[1]
+        entry.window = window_of(entry)
+        at = entry.idle_since + entry.window
         if at <= now:
             due[entry] = None
-        elif not entry.scheduled:
-            entry.scheduled = True
+        elif at < entry.due:
+            entry.due = at
             heapq.heappush(self._heap, (at, next(self._numbers), entry))
 
     def start(self) -> None:
@@ -135,15 +135,20 @@ def _keep(keeper: Keeper, mail: SimpleQueue[Any]) -> None:
         del entry
 
 
-def next_step(entry: Entry) -> tuple[Rung, float] | None:
-    """The next rung down that the clock takes it to, and after how long."""
-    if entry.spec.pin:
-        return None
-    rungs = entry.adapter.rungs if entry.adapter is not None else ()
-    for rung, after in entry.spec.idle.steps():
-        if rung > entry.rung and (rung is Rung.GONE or rung in rungs):
-            return rung, after
-    return None
+def window_of(entry: Entry) -> float:
+    """Seconds after its last release at which the clock takes it a step down."""
+    steps = () if entry.spec.pin else _steps(entry)
+    return min((after for _, after in steps), default=math.inf)
+
+
+def _steps(entry: Entry) -> list[tuple[Rung, float]]:
+    """The rungs below the one where it is, on which it can rest, and when it goes there."""
+    rungs = () if entry.adapter is None else entry.adapter.rungs
+    return [
+        (rung, after)
+        for rung, after in entry.spec.idle.steps()
+        if rung > entry.rung and (rung is Rung.GONE or rung in rungs)
+    ]
 
 
 def drains(desk: Desk, entry: Entry) -> bool:
@@ -184,11 +189,8 @@ def _due_turn(desk: Desk, entry: Entry) -> tuple[Turn, bool, Rung] | None:
     if asked:
         return turn, True, Rung.GONE
     # Somebody may have used it since it was found due.
-    to, elapsed = None, desk.clock() - entry.idle_since
-    rungs = entry.adapter.rungs if entry.adapter is not None else ()
-    for rung, after in entry.spec.idle.steps():
-        if after <= elapsed and rung > entry.rung and (rung is Rung.GONE or rung in rungs):
-            to = rung
+    elapsed = desk.clock() - entry.idle_since
+    to = max((rung for rung, after in _steps(entry) if after <= elapsed), default=None)
     if to is None or entry.bells:
         entry.end(turn, entry.rung == entry.home)
         desk.notice(entry)

@@ -155,7 +155,8 @@ class ModelPool:
         """``with pool.lease(key) as model``: the model, here for as long as the block runs.
 
         It is loaded if need be, by one caller while the others wait. ``timeout`` seconds bound the
-        wait (:class:`~memweir.Busy`), and nothing is cancelled by it. ``working_bytes`` is what
+        wait (:class:`~memweir.Busy`), and nothing is cancelled by it; only with one are leases of
+        others waited for where there is no room. ``working_bytes`` is what
         using the model takes beside it, reserved for as long as the lease. With ``load`` a key
         that is not there is added, with the ``options`` of :meth:`add`.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from memweir.models.entry import Entry
     from memweir.models.turns import Turn
 
-__all__ = ["evict", "evict_next", "exceeded", "reserve", "victims", "wanted"]
+__all__ = ["evict", "evict_next", "exceeded", "holders", "reserve", "victims", "wanted"]
 
 Parts = list[tuple[int, int]]
 
@@ -65,8 +65,8 @@ def reserve(
 ) -> int:
     """A permit for bytes; lets go what nobody uses, and waits for what is coming.
 
-    Raises :class:`~memweir.BudgetExceeded` where neither can help, :class:`~memweir.Busy` when
-    the deadline comes first.
+    With a deadline the end of leases is waited for, too. Raises :class:`~memweir.BudgetExceeded`
+    where nothing of that helps, :class:`~memweir.Busy` when the deadline comes first.
     """
     accounts = [account for account, _ in parts]
     line = _Line(desk, accounts)
@@ -79,13 +79,18 @@ def reserve(
     ring = bell.release
     try:
         while True:
-            permit, short, _ = desk.claims.reserve(parts, rest=rest, ticket=ticket, jump=nested)
+            # Looked at first: who ends after this look has rung the bell, or is seen below.
+            ahead, standing = line.ahead(), [*desk.waiting]
+            permit, short, behind = desk.claims.reserve(
+                parts, rest=rest, ticket=ticket, jump=nested
+            )
             if permit is not None:
                 return permit
             _check_possible(desk, entry, parts)
             if short and evict(desk, dict(short), entry, "evicted"):
                 continue
-            if not _helps(line, turns):
+            helps = _helps(turns, ahead + standing if behind else ahead)
+            if not helps and (deadline is None or not _lent(desk, entry, parts)):
                 raise exceeded(desk, entry, parts)
             if ticket is None:
                 ticket = desk.claims.queue(accounts)
@@ -93,7 +98,7 @@ def reserve(
                 continue
             left = PATROL if deadline is None else min(PATROL, deadline - time.monotonic())
             if left <= 0:
-                raise Busy(f"no room for {entry.key!r} in time")
+                raise Busy(f"no room for {entry.key!r} in time; held: {holders(desk, entry)}")
             with _Standing(desk, turns), waits_for(line):
                 bell.acquire(timeout=left)
     finally:
@@ -118,10 +123,23 @@ class _Standing:
             self._desk.waiting.pop(turn, None)
 
 
-def _helps(line: _Line, turns: tuple[Turn, ...]) -> bool:
-    """Whether somebody will make room who does not wait for this."""
-    ahead = [turn for turn in line.ahead() if turn not in turns]
-    return any(not turn.leads_to(turns, set()) for turn in ahead)
+def _helps(turns: tuple[Turn, ...], ahead: list[Turn]) -> bool:
+    """Whether somebody will make room, or leave the line, who does not wait for this."""
+    return any(turn not in turns and not turn.leads_to(turns, set()) for turn in ahead)
+
+
+def _lent(desk: Desk, entry: Entry, parts: Parts) -> bool:
+    """Whether the end of a lease may make room."""
+    accounts = {account for account, _ in parts}
+    return any(
+        other.loans and not other.spec.pin and not accounts.isdisjoint(_accounts(desk, other))
+        for other in desk.entries.copy().values()
+        if other is not entry
+    )
+
+
+def _accounts(desk: Desk, entry: Entry) -> list[int]:
+    return [a for a, n in desk.parts(entry.sizes, entry.spec.device) if n > 0]
 
 
 def _check_possible(desk: Desk, entry: Entry, parts: Parts) -> None:
@@ -143,15 +161,20 @@ def exceeded(desk: Desk, entry: Entry, parts: Parts, why: str = "") -> BudgetExc
             f"{format_size(nbytes)} on {_place(desk, account)}, where {format_size(taken)} of "
             f"{format_size(usage.limit)} are taken"
         )
-    holders = [
+    return BudgetExceeded(
+        f"{entry.key!r} does not fit{why}: it needs {' and '.join(told) or 'more than there is'}; "
+        f"held: {holders(desk, entry)}"
+    )
+
+
+def holders(desk: Desk, entry: Entry) -> str:
+    """Who has what another could have."""
+    told = [
         f"{other.key!r} by {', '.join(other.sites()) or ('a pin' if other.spec.pin else 'nobody')}"
         for other in desk.entries.copy().values()
         if other is not entry and other.permit is not None
     ]
-    return BudgetExceeded(
-        f"{entry.key!r} does not fit{why}: it needs {' and '.join(told) or 'more than there is'}; "
-        f"held: {'; '.join(holders) or 'nothing that can be let go'}"
-    )
+    return "; ".join(told) or "nothing that can be let go"
 
 
 def _place(desk: Desk, account: int) -> str:

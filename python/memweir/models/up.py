@@ -49,6 +49,7 @@ def lift(desk: Desk, turn: Turn, owner: int | None, deadline: float | None = Non
         if seen is None or seen.turn != turn.number:
             entry.clear()  # in a child that was forked by the load, whose turn it is not
             raise Released(f"the load of {entry.key!r} began in the parent of this process")
+        entry.window = keeper.window_of(entry)
         up = True
     except Exception as error:
         _failed(desk, turn, error)

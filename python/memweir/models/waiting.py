@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from memweir._flight import without_frames
 from memweir.errors import Busy, LoadFailed, Released
-from memweir.models import up
+from memweir.models import room, up
 from memweir.models.entry import caller, ring_all
 from memweir.models.turns import PATROL, Turn, mine, waits_for
 
@@ -178,8 +178,16 @@ class _Visit:
             return PATROL
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise Busy(f"{self.entry.key!r} is not ready in time; nothing was cancelled")
+            self._late()
         return min(left, PATROL)
+
+    def _late(self) -> NoReturn:
+        turn = self.entry.turn
+        if turn is not None and turn in self.desk.waiting:
+            told = f"no room in time; held: {room.holders(self.desk, self.entry)}"
+        else:
+            told = "not ready in time; nothing was cancelled"
+        raise Busy(f"{self.entry.key!r}: {told}")
 
     def wait(self, *, blocking: bool) -> None:
         """Until something changed, or it is time to look."""
@@ -206,7 +214,7 @@ def let_go(desk: Desk, entry: Entry, claim: int) -> None:
     end = desk.claims.release(entry.slot, claim)
     if end is None or end[0]:
         return
-    if end[1] or not entry.scheduled:
+    if end[1] or entry.due > entry.idle_since + entry.window:
         desk.notice(entry)
     if entry.bells:
         entry.ring()
