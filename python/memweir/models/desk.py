@@ -109,6 +109,7 @@ class Desk:
             entry.noticed = entry.unload_after = False
             entry.loans.clear()
             entry.bells.clear()
+            entry.awaited.clear()
         inherited.append(self.arbiter)
         self.arbiter = None
         self.active.clear()

@@ -97,7 +97,7 @@ def discard(desk: Desk, entries: list[Entry], reason: str) -> UnloadReport:
         batch.append(_doomed(entry, reason))
         entry.clear()
         entry.unloads += 1
-        entry.last_down = desk.clock()
+        entry.last_down = desk.clock() if reason != "unload" else None
     desk.counters.unloads += len(entries)
     report = None
     try:

@@ -64,6 +64,7 @@ class Entry:
     __slots__ = (
         "__weakref__",
         "adapter",
+        "awaited",
         "bells",
         "claims",
         "due",
@@ -79,6 +80,7 @@ class Entry:
         "measured_by",
         "model",
         "noticed",
+        "peak",
         "permit",
         "reloads",
         "remembered",
@@ -102,9 +104,11 @@ class Entry:
         self.slot = claims.slot()
         self.turn: Turn | None = None
         self.bells: dict[Callable[[], object], None] = {}  # one for each who waits for a change
+        self.awaited: dict[object, None] = {}  # who waits to let it go, and needs no help
         self.loans: dict[int, Loan] = {}  # by claim
         self.warned: set[int] = set()  # claims that were told of as abandoned
-        self.remembered: Sizes | None = None  # what loads took at most
+        self.remembered: Sizes | None = None  # what the model took
+        self.peak: Sizes | None = None  # and what its load took, where that was more
         self.load_seconds = 0.0
         self.loads = self.reloads = self.unloads = self.failures = 0
         self.thrash: list[float] = []  # when it was reloaded soon after it had gone

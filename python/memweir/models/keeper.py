@@ -154,7 +154,7 @@ def _steps(entry: Entry) -> list[tuple[Rung, float]]:
 def drains(desk: Desk, entry: Entry) -> bool:
     """Whether it waits to be let go, and nobody uses it any more."""
     seen = desk.claims.look(entry.slot)
-    return seen is not None and seen.draining and not seen.holders
+    return seen is not None and seen.draining and not seen.holders and not entry.awaited
 
 
 def lower_due(desk: Desk, entries: list[Entry]) -> UnloadReport:

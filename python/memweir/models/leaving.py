@@ -34,8 +34,11 @@ def unload(
     asking = list(dict.fromkeys(entries))
     batch: list[Turn] = []
     kept: list[Kept] = []
+    here = object()
     if leased == "wait":
+        # All of them drain while the first is waited for.
         for entry in asking:
+            entry.awaited[here] = None
             desk.claims.drain(entry.slot)
     try:
         for entry in asking:
@@ -48,6 +51,10 @@ def unload(
         for turn in batch:
             turn.entry.end(turn, turn.entry.rung == turn.entry.home)
         raise
+    finally:
+        for entry in asking:
+            if entry.awaited.pop(here, entry) is None:
+                desk.notice(entry)
     report = UnloadReport()
     if batch:
         report = down.lower(desk, [(turn, Rung.GONE) for turn in batch], "unload")

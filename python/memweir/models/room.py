@@ -39,14 +39,14 @@ class _Line:
         self.desk = desk
         self.accounts = frozenset(accounts)
 
-    def ahead(self) -> list[Turn]:
-        """Changes in progress that may make room; those that stand in line themselves do not."""
-        turns = [*self.desk.active]
-        waiting = self.desk.waiting
-        return [t for t in turns if t not in waiting and not self.accounts.isdisjoint(t.accounts)]
+    def look(self) -> tuple[list[Turn], list[Turn]]:
+        """Changes in progress that may make room, and those that stand in line themselves."""
+        standing = self.desk.waiting.copy()
+        turns = [t for t in [*self.desk.active] if not self.accounts.isdisjoint(t.accounts)]
+        return [t for t in turns if t not in standing], [t for t in turns if t in standing]
 
     def blocked_by(self, mine: tuple[Turn, ...], seen: set[Turn]) -> bool:
-        ahead = self.ahead()
+        ahead, _ = self.look()
         return bool(ahead) and all(turn.leads_to(mine, set(seen)) for turn in ahead)
 
 
@@ -55,9 +55,22 @@ def wanted(desk: Desk, entry: Entry) -> tuple[Parts, bool]:
     device = entry.spec.device
     known = [s for s in (declared(entry.spec), entry.remembered) if s is not None]
     if known:
-        return desk.parts(Sizes(*map(max, zip(*known, strict=True))), device), False
+        parts = desk.parts(Sizes(*map(max, zip(*known, strict=True))), device)
+        return parts if entry.peak is None else _with_peak(desk, parts, entry), False
     account = desk.ram if device is None else desk.account(device)
     return [(account, 1)], True
+
+
+def _with_peak(desk: Desk, parts: Parts, entry: Entry) -> Parts:
+    """What its load took beside it as well, which is no reason never to try again."""
+    assert entry.peak is not None
+    peak = dict(desk.parts(entry.peak, entry.spec.device))
+    found = []
+    for account, nbytes in parts:
+        usage = desk.claims.usage(account)
+        limit = peak[account] if usage is None else usage.limit
+        found.append((account, max(nbytes, min(peak[account], limit))))
+    return found
 
 
 def reserve(
@@ -80,7 +93,7 @@ def reserve(
     try:
         while True:
             # Looked at first: who ends after this look has rung the bell, or is seen below.
-            ahead, standing = line.ahead(), [*desk.waiting]
+            ahead, standing = line.look()
             permit, short, behind = desk.claims.reserve(
                 parts, rest=rest, ticket=ticket, jump=nested
             )

@@ -29,7 +29,7 @@ FIRST, MOST = 0.5, 60.0
 """Seconds before a load that failed is tried again: the first time, and at most."""
 THRASH, WITHIN = 3, 300.0
 """So many reloads of what had just gone, within so many seconds, are thrashing."""
-GREW = 1 << 20
+GREW = NOISE = 1 << 20
 
 
 def lift(desk: Desk, turn: Turn, owner: int | None, deadline: float | None = None) -> int | None:
@@ -162,21 +162,30 @@ def _sized(entry: Entry, model: Any, meter: Meter) -> tuple[Sizes, str]:
     assert entry.adapter is not None
     grown, alone = meter.grown()
     counted = entry.adapter.nbytes(model)
+    said = declared(entry.spec)
     if counted is not None:
         sizes, by = counted, "adapter"
-    elif alone and grown.total:
+    elif alone and grown.total and not _alike(grown, said):
         sizes, by = grown, "difference"
+    elif said is not None:
+        sizes, by = said, "declared"
     else:
-        said = declared(entry.spec)
-        if said is not None:
-            sizes, by = said, "declared"
-        else:
-            # Others took memory meanwhile: an upper bound, not to be relied on next time.
-            sizes, by = grown, "estimated"
-    if by != "estimated":
-        peak = Sizes(*map(max, zip(sizes, grown, strict=True))) if alone else sizes
-        entry.remembered = peak._replace(file=sizes.file)
+        # Others took memory meanwhile: an upper bound, not to be relied on next time.
+        return grown, "estimated"
+    entry.remembered, entry.peak = sizes, None
+    if alone and not _alike(grown, sizes):
+        # What a load takes beside the model; not what the process did for itself meanwhile.
+        most = (max(a, min(b, 2 * a)) for a, b in zip(sizes, grown, strict=True))
+        entry.peak = Sizes(*most)
     return sizes, by
+
+
+def _alike(grown: Sizes, said: Sizes | None) -> bool:
+    """Whether a process grew by what was declared, but for what else it does meanwhile."""
+    if said is None:
+        return False
+    near = (abs(a - b) <= max(NOISE, b // 50) for a, b in zip(grown, said, strict=True))
+    return all(near)
 
 
 def _settle(
@@ -267,9 +276,9 @@ def _grew(meter: Meter | None) -> bool:
 def _count(desk: Desk, entry: Entry) -> None:
     desk.counters.loads += 1
     entry.loads += 1
+    entry.reloads += entry.unloads > 0
     if entry.last_down is None:
-        return
-    entry.reloads += 1
+        return  # it was asked to go
     now = desk.clock()
     if now - entry.last_down > max(10.0, 3 * entry.load_seconds):
         return
