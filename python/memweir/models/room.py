@@ -92,7 +92,8 @@ def reserve(
     ring = bell.release
     try:
         while True:
-            # Looked at first: who ends after this look has rung the bell, or is seen below.
+            # Looked at first: who ends after this look has rung the bell.
+            bell.acquire(blocking=False)
             ahead, standing = line.look()
             permit, short, behind = desk.claims.reserve(
                 parts, rest=rest, ticket=ticket, jump=nested
@@ -102,38 +103,28 @@ def reserve(
             _check_possible(desk, entry, parts)
             if short and evict(desk, dict(short), entry, "evicted"):
                 continue
-            helps = _helps(turns, ahead + standing if behind else ahead)
-            if not helps and (deadline is None or not _lent(desk, entry, parts)):
-                raise exceeded(desk, entry, parts)
             if ticket is None:
                 ticket = desk.claims.queue(accounts)
                 desk.bells[ring] = None
+                desk.waiting.update(dict.fromkeys(turns))
                 continue
+            helps = _helps(turns, ahead + standing if behind else ahead)
+            if not helps and (deadline is None or not _lent(desk, entry, parts)):
+                if bell.acquire(blocking=False):
+                    continue
+                raise exceeded(desk, entry, parts)
             left = PATROL if deadline is None else min(PATROL, deadline - time.monotonic())
             if left <= 0:
                 raise Busy(f"no room for {entry.key!r} in time; held: {holders(desk, entry)}")
-            with _Standing(desk, turns), waits_for(line):
+            with waits_for(line):
                 bell.acquire(timeout=left)
     finally:
         desk.bells.pop(ring, None)
         if ticket is not None:
             desk.claims.leave(ticket)
+            for turn in turns:
+                desk.waiting.pop(turn, None)
             ring_all(desk.bells)
-
-
-class _Standing:
-    """Marks turns as waiting in line, as long as they do."""
-
-    def __init__(self, desk: Desk, turns: tuple[Turn, ...]) -> None:
-        self._desk, self._turns = desk, turns
-
-    def __enter__(self) -> None:
-        for turn in self._turns:
-            self._desk.waiting[turn] = None
-
-    def __exit__(self, *exc: object) -> None:
-        for turn in self._turns:
-            self._desk.waiting.pop(turn, None)
 
 
 def _helps(turns: tuple[Turn, ...], ahead: list[Turn]) -> bool:
@@ -145,10 +136,17 @@ def _lent(desk: Desk, entry: Entry, parts: Parts) -> bool:
     """Whether the end of a lease may make room."""
     accounts = {account for account, _ in parts}
     return any(
-        other.loans and not other.spec.pin and not accounts.isdisjoint(_accounts(desk, other))
+        not other.spec.pin
+        and not accounts.isdisjoint(_accounts(desk, other))
+        and (other.loans or other.bells or _held(desk, other))
         for other in desk.entries.copy().values()
         if other is not entry
     )
+
+
+def _held(desk: Desk, entry: Entry) -> bool:
+    seen = desk.claims.look(entry.slot)
+    return seen is not None and bool(seen.holders)
 
 
 def _accounts(desk: Desk, entry: Entry) -> list[int]:

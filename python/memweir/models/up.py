@@ -297,8 +297,10 @@ def _count(desk: Desk, entry: Entry) -> None:
 
 def _failed(desk: Desk, turn: Turn, error: Exception) -> None:
     entry = turn.entry
-    turn.error = entry.error = without_frames(error)
     desk.counters.failed += 1
+    if isinstance(error, Busy):
+        return  # its caller was in a hurry: another of those who wait tries again
+    turn.error = entry.error = without_frames(error)
     desk.events.emit("failed", entry.key, reason=type(error).__name__)
     if isinstance(error, (BudgetExceeded, Busy, Refused, Released, ModuleNotFoundError)):
         return  # may be otherwise the next moment, and costs nothing to find out
