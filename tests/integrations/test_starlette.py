@@ -34,7 +34,7 @@ CASES = [
     (lambda: raised(LeaseLost("revoked")), 409, None),
     (lambda: raised(Unverifiable("cannot tell", retry_after=5)), 503, "5"),
     (lambda: raised(EvictionFailed("it stays")), 503, None),
-    (lambda: raised(Busy("no room")), 503, None),
+    (lambda: raised(Busy("no room")), 503, "1"),
     (lambda: ask(ProbeFailed("denied", status=403)), 409, None),
     (lambda: ask(ConnectionError(TOKEN)), 503, "1"),
     (lambda: ask(ProbeFailed("transient", retry_after=6.5)), 503, "7"),
