@@ -11,6 +11,7 @@ TIMES = (
     *("replies", "reading", "trim"),
 )
 ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "ort")
+ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "models")
 
 
 def main(names: list[str]) -> None:
