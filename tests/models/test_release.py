@@ -378,6 +378,23 @@ def test_what_cannot_be_found_out_is_not_raised(world, monkeypatch):
     assert alive(world, [doomed(model=kept)]) == ("not to be found out: RuntimeError: no",)
 
 
+class Hostile(list):
+    """A container that cannot be looked into."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        raise RuntimeError("no")
+
+
+def test_a_container_that_cannot_be_looked_into_is_not_provable(world):
+    seen = []
+    finalizer = lambda model: seen.append(type(model))  # noqa: E731
+    (each,) = world.release()([Doomed("a", Hostile([1]), finalizer)]).released
+    assert each.verdict == "not provable"
+    assert seen == [Hostile]
+
+
 # What is told.
 
 

@@ -95,6 +95,7 @@ class Release:
         done = _Pass(self, doomed)
         if doomed:
             done.take("drop", done.drop)
+            done.drop()  # what an interrupt left
         done.take("gc", self._collect)
         done.take("caches", self._caches)
         trimmed = done.take("trim", self._trim)
@@ -129,7 +130,8 @@ class _Pass:
         self.interrupt: KeyboardInterrupt | None = None
         self._means = means
         self._doomed = doomed
-        self._watched: list[tuple[weakref.ref[Any], ...]] = []
+        self._left = list(enumerate(doomed))[::-1]
+        self._watched: dict[int, tuple[weakref.ref[Any], ...]] = {}
         self._steps: list[ReleaseStep] = []
         self._errors: list[str] = []
         self._begun = means.now()
@@ -148,19 +150,22 @@ class _Pass:
         return value
 
     def drop(self) -> None:
-        for doomed in self._doomed:
-            self._let_go(doomed)
+        while self._left:
+            number, doomed = self._left.pop()
+            try:
+                self._let_go(number, doomed)
+            except BaseException as error:
+                self._failed(doomed.key, error)
 
-    def _let_go(self, doomed: Doomed) -> None:
+    def _let_go(self, number: int, doomed: Doomed) -> None:
         model, doomed.model = doomed.model, None
         finalizer, doomed.finalizer = doomed.finalizer, None
-        self._watched.append(witnesses(model))
-        if finalizer is None:
-            return
         try:
+            self._watched[number] = witnesses(model)
+        except Exception:
+            pass  # a model's own containers may raise: then it is not provable
+        if finalizer is not None:
             finalizer(model)
-        except BaseException as error:
-            self._failed(doomed.key, error)
 
     def _failed(self, what: str, error: BaseException) -> str:
         if isinstance(error, KeyboardInterrupt):
@@ -173,8 +178,7 @@ class _Pass:
     def report(self, trimmed: Any) -> UnloadReport:
         released = []
         for number, doomed in enumerate(self._doomed):
-            watched = self._watched[number] if number < len(self._watched) else ()
-            verdict, referrers = self._verdict(watched)
+            verdict, referrers = self._verdict(self._watched.get(number, ()))
             rung = getattr(doomed.rung, "name", None)
             released.append(
                 Unloaded(
