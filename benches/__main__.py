@@ -12,6 +12,7 @@ TIMES = (
 )
 ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "ort")
 ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "models")
+ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "models", "races")
 
 
 def main(names: list[str]) -> None:

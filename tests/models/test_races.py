@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from models.race_kit import schedule
+from benches.races import schedule
 
 SCHEDULES = 500
 GROUPS = 10
