@@ -173,8 +173,14 @@ class PoolMachine(RuleBasedStateMachine):
     def begin(self, key: str, actors: list[Actor]) -> None:
         """Somebody loads, or nobody can: what then happens to those who want it."""
         if self.room(key):
-            before = len(self.gates[key])
-            until(lambda: len(self.gates[key]) > before or self.loads[key] < len(self.gates[key]))
+            until(
+                lambda: (
+                    self.loads[key] < len(self.gates[key])
+                    or any(actor.done.done() for actor in actors)
+                )
+            )
+            for actor in actors:
+                assert not actor.done.done(), actor.done.exception()
             self.loads[key] += 1
             self.at[key] = "loading"
             self.waiting[key] = actors
@@ -206,7 +212,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.since[key] = self.clock.now
             self.retry[key] = False
             if not self.holders[key]:
-                until(lambda: self.pool.status().models[key].state == "loaded")
+                until(lambda: self.settled(key))
         else:
             gate.set_exception(error)
             told = [actor.done.exception() for actor in self.waiting[key]]
@@ -218,6 +224,11 @@ class PoolMachine(RuleBasedStateMachine):
             self.gone(key)
             self.retry[key] = True
             self.waiting[key] = []
+
+    def settled(self, key: str) -> bool:
+        """Whether what was loaded for somebody who left is nobody's."""
+        slot = self.pool._desk.claims.look(self.pool._desk.entries[key].slot)
+        return slot is not None and slot.open and not slot.holders
 
     # Rules ---------------------------------------------------------------------------------
 
