@@ -451,9 +451,19 @@ def test_the_trim_forces_no_second_collection_and_takes_every_other_step():
     assert {"buffers", "allocator", "arenas"} <= {step.name for step in report.steps}
 
 
+def test_releases_that_bring_little_slow_nobodys_periodic_trims():
+    pace = trims._trims.pace
+    settle()
+    before = pace._last["allocator"].doublings
+    for _ in range(3):
+        settle()
+    assert pace._last["allocator"].doublings <= before
+
+
 def test_a_trim_that_others_were_aboard_of_is_done_again(monkeypatch):
     joined = iter([SimpleNamespace(joined=2), SimpleNamespace(joined=1), None])
-    monkeypatch.setattr(trims, "trim", lambda **given: next(joined))
+    engine = SimpleNamespace(trim=lambda level, **given: next(joined))
+    monkeypatch.setattr(trims, "_trims", engine)
     assert settle().joined == 1
 
 

@@ -44,12 +44,12 @@ class Doomed:
 
 def settle() -> TrimReport:
     """One trim, all of which comes after this call, without a second collection."""
-    from memweir.process.trim import trim
+    from memweir.process.trim import _trims
 
-    report = trim(min_interval=0.0)
+    report = _trims.trim("auto", collected=True)
     if report.joined:
         # It may have begun, and asked the allocator, before what is to come back was free.
-        report = trim(min_interval=0.0)
+        report = _trims.trim("auto", collected=True)
     return report
 
 

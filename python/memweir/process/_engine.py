@@ -65,10 +65,20 @@ class Trims:
         _all.add(self)
 
     def trim(
-        self, level: str, *, min_interval: float | None = None, deadline: float | None = None
+        self,
+        level: str,
+        *,
+        min_interval: float | None = None,
+        deadline: float | None = None,
+        collected: bool = False,
     ) -> TrimReport:
-        """One trim for this caller and all who come meanwhile."""
+        """One trim for this caller and all who come meanwhile.
+
+        Who has `collected` just now wants all but that.
+        """
         want, until = self._asked(level, min_interval, deadline)
+        if collected:
+            want = want._replace(collects=False)
         if (nothing := self._nothing()) is not None:
             return nothing
         bell = threading.Lock()

@@ -225,7 +225,10 @@ class Run:
         if not self._wants(depth):
             self._passed[depth] = _UNWANTED
             if depth == GC and self._wants(depth + 1):
-                why = "a periodic trim forces no full collection unless its level is gc"
+                why = (
+                    "no full collection was asked for: a periodic trim forces none unless its "
+                    "level is gc, and a release has just made its own"
+                )
                 self._steps.append(TrimStep(level, level, skipped=why))
         elif level == "hooks":
             self._hooks(depth)
