@@ -64,7 +64,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.waiting: dict[str, list[Actor]] = {key: [] for key in KEYS}
         self.draining = dict.fromkeys(KEYS, False)
         self.since = dict.fromkeys(KEYS, 0.0)
-        self.retry = dict.fromkeys(KEYS, False)
+        self.failures = dict.fromkeys(KEYS, 0)
         self.loads = dict.fromkeys(KEYS, 0)
 
     def loader(self, key: str) -> Any:
@@ -210,7 +210,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.at[key] = "host"
             self.holders[key], self.waiting[key] = self.waiting[key], []
             self.since[key] = self.clock.now
-            self.retry[key] = False
+            self.failures[key] = 0
             if not self.holders[key]:
                 until(lambda: self.settled(key))
         else:
@@ -222,13 +222,20 @@ class PoolMachine(RuleBasedStateMachine):
                 assert each is error or isinstance(each.__cause__, type(error))
             until(lambda: self.pool.status().models[key].state == "failed")
             self.gone(key)
-            self.retry[key] = True
+            self.failures[key] += 1
+            assert self.pool.status().models[key].failures == self.failures[key]
             self.waiting[key] = []
 
     def settled(self, key: str) -> bool:
         """Whether what was loaded for somebody who left is nobody's."""
         slot = self.pool._desk.claims.look(self.pool._desk.entries[key].slot)
         return slot is not None and slot.open and not slot.holders
+
+    def backs_off(self, key: str) -> bool:
+        """Whether its load has just failed; for how long is drawn by the pool."""
+        wait = self.pool.status().models[key].retry_after
+        assert (wait is None) or self.failures[key]
+        return wait is not None
 
     # Rules ---------------------------------------------------------------------------------
 
@@ -243,13 +250,14 @@ class PoolMachine(RuleBasedStateMachine):
             return
         if len(self.holders[key]) + len(self.waiting[key]) > 6:
             return
+        backs_off = self.backs_off(key)
         actor = self.start(key, kind)
         if self.draining[key] or self.at[key] == "loading":
             self.waiting[key].append(actor)
             until(lambda: waiters(self.pool, key) == len(self.waiting[key]) or actor.done.done())
             assert not actor.done.done()
         elif self.at[key] == "gone":
-            if self.retry[key]:
+            if backs_off:
                 assert isinstance(actor.done.exception(), mw.LoadFailed)
                 assert actor.done.exception().retry_after > 0  # type: ignore[union-attr,operator]
                 return
@@ -321,7 +329,6 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 11, 101]))
     def time_passes(self, seconds: int) -> None:
         self.clock += seconds
-        self.retry = dict.fromkeys(KEYS, False)
         self.pool.tick()
         for key in KEYS:
             if self.idle(key) or self.at[key] == "mapped":
@@ -362,8 +369,8 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 PoolMachine.TestCase.settings = settings(
-    max_examples=80,
-    stateful_step_count=40,
+    max_examples=60,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
