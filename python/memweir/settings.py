@@ -44,24 +44,22 @@ _UNSAID = _Unsaid.UNSAID
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One setting: what it may be, what it is when nobody says, and what it waits for."""
+    """One setting: what it may be, and what it is when nobody says."""
 
     name: str
     kind: Kind
     default: Any
     low: Any
     """What it is when nobody says and ``low_memory`` is on."""
-    waits_for: str | None = None
-    """What has to exist before it takes effect; ``None``: it does."""
 
     @property
     def variable(self) -> str:
         return _PREFIX + self.name.upper()
 
 
-def _part(kind: Kind, default: Any, low: Any = _UNSAID, waits_for: str | None = None) -> Any:
+def _part(kind: Kind, default: Any, low: Any = _UNSAID) -> Any:
     low = default if low is _UNSAID else low
-    part = {"kind": kind, "default": default, "low": low, "waits_for": waits_for}
+    part = {"kind": kind, "default": default, "low": low}
     return field(default=_UNSAID, metadata=part)
 
 

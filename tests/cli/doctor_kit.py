@@ -52,7 +52,6 @@ def settings_facts(made: Settings) -> dict[str, Any]:
         part.name: {
             "value": getattr(made, part.name),
             "origin": origins[part.name],
-            "waits_for": part.waits_for,
         }
         for part in parts()
     }

@@ -49,7 +49,7 @@ class TestCommand:
         for bound in shown["limits"]["bounds"]:
             assert set(bound) == {"kind", "source", "bytes"}
         assert shown["limits"]["limit"] == min(b["bytes"] for b in shown["limits"]["bounds"])
-        assert set(shown["settings"]["values"]["tune"]) == {"value", "origin", "waits_for"}
+        assert set(shown["settings"]["values"]["tune"]) == {"value", "origin"}
 
     def test_text_tells_the_same(self) -> None:
         done = doctor(COLUMNS="200")
@@ -144,7 +144,6 @@ def test_in_a_process_it_tells_what_settings_did_there() -> None:
     assert shown["values"]["cache_budget"] == {
         "value": "7 MiB",
         "origin": "configure",
-        "waits_for": None,
     }
     assert shown["applied"]["by"] == "configure()"
     assert shown["applied"]["profile"] == "images"

@@ -91,7 +91,6 @@ def tuned(tune: str | None = "images", **seen: Any) -> Change:
 REFUSED = {"name": "M_ARENA_MAX", "value": 2, "ok": False, "why": "too late"}
 TAKEN = {**REFUSED, "ok": True, "why": None}
 JEMALLOC = "/usr/lib/libjemalloc.so.2"
-WAITS = Settings(session_profile="lean", idle_unload=5)  # of which one has what it needs
 CONF = "background_thread:true,dirty_decay_ms:1000"
 NUMPY = "NUMPY_MADVISE_HUGEPAGE"
 
@@ -270,7 +269,6 @@ CASES: list[tuple[str, str, Change, Change]] = [
         settings(Settings(cache_budget="16 GiB"), budget=16 * GIB),
         settings(Settings(cache_budget="15 GiB"), budget=15 * GIB),
     ),
-    ("setting-waits", "note", settings(WAITS), settings(Settings(tune="images"))),
     ("tune-failed", "warning", tuned(why="OSError: no"), tuned()),
     ("tune-late", "warning", tuned(late="threads run"), tuned()),
     ("tune-refused", "note", tuned(knobs=[REFUSED]), tuned(knobs=[TAKEN])),
@@ -315,11 +313,3 @@ def test_the_worst_comes_first() -> None:
     order = [one.severity for one in found(facts)]
     assert order == sorted(order, key=("problem", "warning", "note").index)
     assert set(order) == {"problem", "warning", "note"}
-
-
-def test_a_setting_that_waits_says_for_what() -> None:
-    facts = sound()
-    settings(WAITS)(facts)
-    told = {one.subject: one.what for one in found(facts)}
-    assert set(told) == {"model pools"}
-    assert told["model pools"].startswith("idle_unload: takes effect with model pools")

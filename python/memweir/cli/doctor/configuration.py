@@ -26,7 +26,6 @@ def facts(host: Host) -> dict[str, Any]:
         found["values"][part.name] = {
             "value": getattr(now, part.name),
             "origin": origins[part.name],
-            "waits_for": part.waits_for,
         }
     found["budget"] = parse_size(now.cache_budget)
     return found
@@ -71,18 +70,6 @@ def findings(facts: Facts) -> Iterator[Finding]:
             f"a cache that is given no budget may take {format_size(seen['budget'])}, and the "
             f"limit is {format_size(limit)}: the process is killed before the cache is full",
             'set MEMWEIR_CACHE_BUDGET to a share of the limit, such as "25%"',
-        )
-    waiting: dict[str, list[str]] = {}
-    for name, part in values.items():
-        if part["waits_for"] is not None and part["origin"] != "default":
-            waiting.setdefault(part["waits_for"], []).append(name)
-    for what, names in waiting.items():
-        yield Finding(
-            "note",
-            "setting-waits",
-            f"{' and '.join(names)}: takes effect with {what}, which this version does not have",
-            "nothing: it is kept",
-            what,
         )
     yield from _tuned(seen)
 

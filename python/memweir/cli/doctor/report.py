@@ -60,9 +60,8 @@ def _rows(section: str, entries: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _settings(entries: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, part in entries["values"].items():
-        waits = f"; takes effect with {part['waits_for']}" if part["waits_for"] else ""
         value = "none" if part["value"] is None else part["value"]
-        yield name, f"{value} ({part['origin']}{waits})"
+        yield name, f"{value} ({part['origin']})"
     done = entries["applied"]
     if done is not None:
         who = "a parent's " if done["inherited"] else ""
