@@ -10,6 +10,8 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from memweir.errors import Busy, Released
 from memweir.process._aside import spawn
 from memweir.process._engine import seconds
@@ -98,6 +100,7 @@ class Session:
         self._closing = 0
         self._kept: dict[str, Any] = {"session": inside.session}
         self._bindings: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ends: dict[str, tuple[int, object]] = {}
         self._report: CloseReport | None = None
         self._over = threading.Event()
         self._options = self._made_options()
@@ -113,12 +116,12 @@ class Session:
         self, output_names: Any, input_feed: Any, run_options: Any = None
     ) -> Any:  # the runtime's: arrays, sparse tensors, lists or dicts
         """``InferenceSession.run``."""
-        token = object()
-        session = self._enter(token)
+        token = _token()
         try:
+            session = self._enter(token)
             return session.run(output_names, input_feed, self._with(run_options))
         finally:
-            self._leave(token)
+            self._runs.discard(token)
 
     def run_async(
         self,
@@ -133,42 +136,56 @@ class Session:
         # The runtime lets go of the callback last, in C: until then its thread wants the
         # interpreter, and whoever frees the session holds that and waits for the thread.
         token = weakref.ref(called, self._runs_end)
-        session = self._enter(token)
         try:
+            session = self._enter(token)
             return session.run_async(
                 output_names, input_feed, called, user_data, self._with(run_options)
             )
         except BaseException:
-            self._leave(token)
+            self._runs.discard(token)
             raise
 
     def run_with_ort_values(
         self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None
     ) -> Any:
         """``InferenceSession.run_with_ort_values``."""
-        token = object()
-        session = self._enter(token)
+        token = _token()
         try:
+            session = self._enter(token)
             return session.run_with_ort_values(
                 output_names, input_dict_ort_values, self._with(run_options)
             )
         finally:
-            self._leave(token)
+            self._runs.discard(token)
+
+    def run_with_ortvaluevector(self, run_options: Any, *vectors: Any) -> None:
+        """``InferenceSession.run_with_ortvaluevector``."""
+        token = _token()
+        try:
+            session = self._enter(token)
+            session.run_with_ortvaluevector(self._with(run_options), *vectors)
+        finally:
+            self._runs.discard(token)
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
         """``InferenceSession.run_with_iobinding``."""
-        token = object()
-        session = self._enter(token)
+        token = _token()
         try:
+            session = self._enter(token)
             session.run_with_iobinding(iobinding, self._with(run_options))
         finally:
-            self._leave(token)
+            self._runs.discard(token)
 
     def io_binding(self) -> Any:
         """``InferenceSession.io_binding``; it is gone with the session."""
-        binding = self._inner().io_binding()
-        self._bindings.add(binding)
-        return binding
+        token = _token()
+        try:
+            # A close in between would not know of it.
+            binding = self._enter(token).io_binding()
+            self._bindings.add(binding)
+            return binding
+        finally:
+            self._runs.discard(token)
 
     def set_providers(self, providers: Any = None, provider_options: Any = None) -> None:
         """``InferenceSession.set_providers``, which loads the model anew."""
@@ -177,13 +194,14 @@ class Session:
                 "the model came as bytes, which are not kept: open another session with "
                 "providers=[...]"
             )
-        token = object()
-        session = self._enter(token)
+        token = _token()
         try:
-            session.set_providers(providers, provider_options)
+            session = self._enter(token)
+            with changing():
+                session.set_providers(providers, provider_options)
             self.providers = tuple(session.get_providers())
         finally:
-            self._leave(token)
+            self._runs.discard(token)
 
     def __getattr__(self, name: str) -> Any:
         # Everything else is the runtime's, as long as there is one.
@@ -215,16 +233,18 @@ class Session:
             # Its threads are the parent's: it cannot be taken apart here, and takes no memory
             # that is not shared with the parent.
             return CloseReport(None, 0.0, 0.0, note="it belongs to the parent of this process")
-        if getattr(_local, "inside", 0):
+        inside = "callback" if getattr(_local, "inside", 0) else "run" if self._runs_here() else ""
+        if inside:  # the latter in a signal handler or a finalizer
             spawn(self._finish, "memweir-ort-close")
-            return CloseReport(None, 0.0, 0.0, note="it ends after the callback that closed it")
+            return CloseReport(None, 0.0, 0.0, note=f"it ends after the {inside} that closed it")
         begun = time.monotonic()
         self._closing += 1
         try:
             self._drain(begun, timeout)
+            # Before anybody may run again.
+            return self._end(begun)
         finally:
             self._closing -= 1
-        return self._end(begun)
 
     def _drain(self, begun: float, timeout: float | None) -> None:
         until = None if timeout is None else begun + timeout
@@ -235,34 +255,45 @@ class Session:
             time.sleep(min(left, 0.001 if time.monotonic() - begun < 0.1 else left))
 
     def _end(self, begun: float) -> CloseReport:
-        session = self._kept.pop("session", None)
-        if session is None:
-            while self._report is None:
-                self._over.wait(_PATROL)
-            return self._report
-        waited = time.monotonic() - begun
+        me, cut = _token(), CloseReport(None, 0.0, 0.0, note="it was interrupted")
         report: CloseReport | None = None
         try:
-            for binding in list(self._bindings):
-                binding._iobinding = binding._session = _Gone()
-            held = _freed(session)
-            with changing():
-                del session
-                if held.alive():
-                    gc.collect()
-                    # A thread of the runtime may still be on its way out of a callback.
-                    for _ in range(20):
-                        if not held.alive():
-                            break
-                        time.sleep(0.005)
-            trim = None if self._trim is None else self._trim()
-            alive = held.alive()
-            word = "something outside still refers to the runtime's session" if alive else None
-            report = CloseReport(trim, time.monotonic() - begun, waited, held=word)
+            first = self._ends.setdefault("by", me)
+            if first is not me:
+                return self._ended(first)
+            report = self._free(begun)
+            return report
         finally:
-            self._report = report or CloseReport(None, time.monotonic() - begun, waited)
-            self._over.set()
-        return report
+            # Whatever interrupts it, nobody waits for ever.
+            if "by" in self._ends and self._ends["by"] is me:
+                self._report = report or cut
+                self._kept.pop("session", None)
+                self._over.set()
+
+    def _ended(self, by: tuple[int, object]) -> CloseReport:
+        while self._report is None:
+            if by[0] == threading.get_ident():  # in a signal handler
+                return CloseReport(None, 0.0, 0.0, note="this thread is closing it")
+            self._over.wait(_PATROL)
+        return self._report
+
+    def _free(self, begun: float) -> CloseReport:
+        waited = time.monotonic() - begun
+        for binding in list(self._bindings):
+            binding._iobinding = binding._session = _Gone()
+        held = _freed(self._kept["session"])
+        with changing():
+            self._kept.pop("session")
+            if held.alive():
+                gc.collect()
+                # A thread of the runtime may still be on its way out of a callback.
+                for _ in range(20):
+                    if not held.alive():
+                        break
+                    time.sleep(0.005)
+        trim = None if self._trim is None else self._trim()
+        word = "something outside still refers to the runtime's session" if held.alive() else None
+        return CloseReport(trim, time.monotonic() - begun, waited, held=word)
 
     def _finish(self) -> None:
         self.close()
@@ -280,12 +311,12 @@ class Session:
         The session stays, and reads them again when it is used next. Only what is mapped from
         files can be dropped: all weights of a pre-packed model.
         """
-        token = object()
-        self._enter(token)
+        token = _token()
         try:
+            self._enter(token)
             return offload(self._files)
         finally:
-            self._leave(token)
+            self._runs.discard(token)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"({self._io[0]}) -> ({self._io[1]})"
@@ -308,18 +339,16 @@ class Session:
         return session
 
     def _enter(self, token: Any) -> Any:
+        # Within the caller's `try`, which takes it out again: an interrupt comes after any call.
         self._runs.add(token)
-        try:
-            session = self._inner()
-            if self._closing:
-                raise Released("this session is being closed: open another")
-        except BaseException:
-            self._leave(token)
-            raise
+        session = self._inner()
+        if self._closing:
+            raise Released("this session is being closed: open another")
         return session
 
-    def _leave(self, token: Any) -> None:
-        self._runs.discard(token)
+    def _runs_here(self) -> bool:
+        here = threading.get_ident()
+        return any(type(token) is tuple and token[0] == here for token in list(self._runs))
 
     @property
     def _runs_end(self) -> Callable[[Any], Any]:
@@ -355,14 +384,22 @@ class _Callback:
         self.function = function
 
     def __call__(self, *arguments: Any) -> None:
+        function = self.function
+        # An exception that is kept would keep this frame, and the session would count as running.
+        del self
         _local.inside = getattr(_local, "inside", 0) + 1
         try:
-            self.function(*arguments)
+            function(*arguments)
         finally:
             _local.inside -= 1
 
 
 _local = threading.local()
+
+
+def _token() -> tuple[int, object]:
+    """The name of a run, and the thread that it keeps busy."""
+    return threading.get_ident(), object()
 
 
 class _Gone:
@@ -385,3 +422,16 @@ class _freed:  # noqa: N801  it is used like a function
 
     def alive(self) -> bool:
         return any(ref() is not None for ref in self.refs)
+
+
+def _after_fork_in_child() -> None:
+    # Taking a session apart waits for its threads, which are not here: it is never freed. Arrays
+    # of objects are unknown to the collector, so that one which holds itself outlives even the
+    # interpreter's own end.
+    held = [session._kept.get("session") for session in list(live)]
+    forever = np.empty(1, object)
+    forever[0] = (forever, held)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
