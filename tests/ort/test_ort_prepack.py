@@ -302,11 +302,17 @@ def test_cleaning_removes_what_was_said_and_sessions_go_on(tiny, models, cache):
 
 def test_what_a_dead_builder_left_is_swept(tiny, cache):
     cache.mkdir(parents=True)
-    for name, age in (("building-a", 7200), ("building-b", 0), ("removed-c", 0)):
+    key = "0" * 32
+    fresh = f"building-{key}-2-b"
+    for name, age in (
+        (f"building-{key}-1-a", 7200),
+        (fresh, 0),
+        (f"removed-prepacked-{key}-3-c", 0),
+    ):
         (cache / name).mkdir()
         os.utime(cache / name, (time.time() - age,) * 2)
     mw.ort.clean()
-    assert {path.name for path in cache.iterdir()} == {"building-b"}
+    assert {path.name for path in cache.iterdir()} == {fresh}
 
 
 def test_what_somebody_opens_is_not_removed(tiny):

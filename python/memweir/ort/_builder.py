@@ -140,6 +140,8 @@ def _bits(array: Any) -> bytes:
 def _options(ort: Any, job: dict[str, Any]) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    for key, value in job.get("config", {}).items():
+        options.add_session_config_entry(key, value)
     for library in job["custom_ops"]:
         options.register_custom_ops_library(library)
     return options

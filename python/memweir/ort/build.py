@@ -89,14 +89,19 @@ def prepack_of(
     limit: int | str | None = None,
     custom_ops: tuple[str, ...] = (),
     optimization: str = "all",
+    config: Mapping[str, str] | None = None,
     runtime: Any,
 ) -> Prepacked:
     """:func:`prepack` of a model that was looked at already."""
     _refused(facts, runtime)
-    folder = cache_folder(cache_dir)
     most = LIMIT if limit is None else parse_size(limit)
-    parts = parts_of(source, facts, runtime, optimization, custom_ops)
+    config = dict(config or {})
+    parts = parts_of(source, facts, runtime, optimization, custom_ops, config)
     key = key_of(parts)
+    try:
+        folder = cache_folder(cache_dir)
+    except OSError as error:
+        raise NotPrepacked(str(error.strerror), kind="disk") from error
     try:
         if (found := opened(folder, key, parts)) is not None:
             return found
@@ -107,8 +112,15 @@ def prepack_of(
             with held(entry(folder, key).with_name(entry(folder, key).name + ".lock")):
                 if (found := opened(folder, key, parts)) is not None:
                     return found
-                job = {"custom_ops": list(custom_ops), "optimization": optimization}
-                return _build(source, facts, folder, key, parts, job, probe, most, runtime)
+                job = {
+                    "custom_ops": list(custom_ops),
+                    "optimization": optimization,
+                    "config": config,
+                }
+                found = _build(source, facts, folder, key, parts, job, probe, most, runtime)
+            # Not before its lock is free: of those who build at a time the last must see them all.
+            make_room(folder, key, most)
+            return found
 
         return _flights.run((str(folder), key), lead)
     except OSError as error:
@@ -167,12 +179,14 @@ def _build(
         made = place / "made"
         made.mkdir()
         _work({**job, "source": str(path), "out": str(made)}, probe, place, runtime)
+        custom_ops, optimization = tuple(job["custom_ops"]), job["optimization"]
+        if parts_of(source, facts, runtime, optimization, custom_ops, job["config"]) != parts:
+            raise NotPrepacked("the model was changed while it was built", kind="build")
         seal(made, name, parts, monotonic() - begun)
         made.rename(entry(folder, key))
     found = opened(folder, key, parts)
     if found is None:
         raise NotPrepacked("what was written does not read back as it was", kind="disk")
-    make_room(folder, key, limit)
     return replace(found, built=True)
 
 
@@ -219,12 +233,16 @@ def _work(job: dict[str, Any], probe: Mapping[str, Any] | None, place: Path, run
 def _child(job: dict[str, Any]) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "memweir.ort._builder"],
-            input=json.dumps({**job, "path": sys.path}),
+            # Modules are found as here: the working folder is none of the places by itself.
+            [sys.executable, "-P", "-m", "memweir.ort._builder"],
+            input=json.dumps(job),
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(one or str(Path.cwd()) for one in sys.path),
+            },
         )
     except OSError as error:
         return {"kind": "build", "why": f"no process could be started to build it: {error}"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from memweir.errors import Busy, Released
+from memweir.errors import BadModel, Busy, Released
 from memweir.process._aside import spawn
 from memweir.process._engine import seconds
 
@@ -197,6 +197,12 @@ class Session:
         token = _token()
         try:
             session = self._enter(token)
+            if providers is not None:
+                # The runtime would warn, and go on with the CPU.
+                names = [one if isinstance(one, str) else one[0] for one in providers]
+                there = self._runtime.get_available_providers()
+                if missing := [name for name in names if name not in there]:
+                    raise BadModel(f"{', '.join(missing)} is not to be had", kind="providers")
             with changing():
                 session.set_providers(providers, provider_options)
             self.providers = tuple(session.get_providers())

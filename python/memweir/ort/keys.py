@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memweir import _core
+from memweir.errors import BadModel
 
 from .prepacked import digest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ._wire import Facts
 
 __all__ = ["features", "key_of", "parts_of"]
 
 
 def parts_of(
-    source: Path | bytes, facts: Facts, ort: Any, optimization: str, custom_ops: tuple[str, ...]
+    source: Path | bytes,
+    facts: Facts,
+    ort: Any,
+    optimization: str,
+    custom_ops: tuple[str, ...],
+    config: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that another form would follow from, as plain data."""
     external = {}
@@ -35,8 +43,18 @@ def parts_of(
         "build": _build(ort),
         "cpu": features(),
         "optimization": optimization,
-        "custom_ops": [digest(library) for library in custom_ops],
+        "custom_ops": [_library(one) for one in custom_ops],
+        "config": dict(config or {}),
     }
+
+
+def _library(path: str) -> str:
+    try:
+        return digest(path)
+    except OSError as error:
+        raise BadModel(
+            f"a library of custom operators could not be loaded: {error}", kind="custom-ops"
+        ) from error
 
 
 def key_of(parts: dict[str, Any]) -> str:

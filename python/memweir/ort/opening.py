@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,10 @@ def session(
     if not isinstance(model, str | bytes | os.PathLike):
         raise TypeError(f"a model is a path or bytes, not {type(model).__name__}")
     source = model if isinstance(model, bytes) else Path(model).absolute()
+    if providers is not None:
+        if isinstance(providers, str):
+            raise TypeError(f"providers is a list: [{providers!r}]")
+        providers = list(providers)
     facts = checked(source)
     ort = _runtime.find(runtime)
     settings: list[Setting] = []
@@ -72,7 +77,15 @@ def session(
     trim = _trim if made.trim else None
     before = _anon()
     try:
-        inner = _open(ort, source, made, prepacked, providers, facts, settings)
+        try:
+            inner = _open(ort, source, made, prepacked, providers, facts, settings)
+        except BadModel as error:
+            if prepacked is None:
+                raise
+            # A cleaning has taken it since, or the runtime does not like it any more.
+            why = f"{prepacked.folder} could not be opened: {error}"
+            settings, prepacked = [Setting("prepacked", True, False, why)], None
+            inner = _open(ort, source, made, None, providers, facts, settings)
         run_config = run_options(made, settings)
         chosen = list(inner.get_providers())
         notes.extend(_fell_back(ort, chosen, providers))
@@ -118,11 +131,16 @@ def checked(source: Path | bytes) -> Facts:
     facts = read_file(source)
     for name, least in facts.external.items():
         try:
-            size = (source.parent / name).stat().st_size
+            found = (source.parent / name).stat()
+        except ValueError as error:
+            raise BadModel(f"{source}: {error} in a file name", kind="external-data") from None
         except FileNotFoundError:
             raise BadModel(
                 f"{source} needs {name} beside it, which is missing", kind="external-data"
             ) from None
+        if not stat.S_ISREG(found.st_mode):  # a device has no end
+            raise BadModel(f"{source} needs {name}, which is no file", kind="external-data")
+        size = found.st_size
         if size < least:
             raise BadModel(
                 f"{source} needs {least} bytes of {name}, which has {size}: it is cut off",
@@ -162,6 +180,7 @@ def _prepacked(
             probe=probe,
             custom_ops=made.custom_ops,
             optimization=made.optimization or "all",
+            config=made.config,
             runtime=ort,
         )
     except NotPrepacked as error:
@@ -230,7 +249,7 @@ def _fell_back(ort: Any, chosen: list[str], providers: Sequence[Any] | None) -> 
     missing = [
         name
         for name in map(_name, wanted)
-        if name not in chosen and name not in (_runtime.CPU, "AzureExecutionProvider")
+        if name not in chosen and (providers is not None or name not in _UNASKED)
     ]
     if not missing:
         return []
@@ -243,6 +262,10 @@ def _fell_back(ort: Any, chosen: list[str], providers: Sequence[Any] | None) -> 
         )
     warnings.warn(what, RuntimeWarning, stacklevel=4)
     return [what]
+
+
+# What the runtime may leave out of its own choice, and nobody misses.
+_UNASKED = (_runtime.CPU, "AzureExecutionProvider")
 
 
 def _name(provider: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager, suppress
@@ -38,6 +40,10 @@ LIMIT = 8 << 30
 
 MANIFEST, MODEL, WEIGHTS = "manifest.json", "model.onnx", "weights.bin"
 _ENTRY, _STAGING, _TRASH = "prepacked-", "building-", "removed-"
+_KEY = "[0-9a-f]{32}"
+_ENTRIES = re.compile(f"{_ENTRY}{_KEY}")
+_STAGINGS = re.compile(f"{_STAGING}{_KEY}-[0-9]+-[0-9a-f]+")
+_TRASHES = re.compile(f"{_TRASH}{_ENTRY}{_KEY}-[0-9]+-[0-9a-f]+")
 _ABANDONED = 3600.0
 """Seconds after which a build that nobody holds is taken for one that died."""
 
@@ -100,12 +106,19 @@ class Cleaned:
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where pre-packed models are kept.
 
-    What is given, else ``memweir/ort`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+    What is given, else ``memweir/ort`` in ``XDG_CACHE_HOME`` or ``~/.cache``. ``OSError`` where
+    nobody is at home.
     """
     if cache_dir is not None:
         return Path(cache_dir).absolute()
-    home = os.environ.get("XDG_CACHE_HOME", "").strip()
-    base = Path(home) if home else Path("~/.cache").expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", "").strip())
+    if not base.is_absolute():  # which its standard has one ignore
+        try:
+            base = Path("~/.cache").expanduser()
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                errno.ENOENT, f"{error}: give cache_dir, or set XDG_CACHE_HOME"
+            ) from None
     return base / "memweir" / "ort"
 
 
@@ -113,7 +126,7 @@ def cached(cache_dir: str | os.PathLike[str] | None = None) -> list[Prepacked]:
     """What is in the folder, the least recently used first."""
     folder = cache_folder(cache_dir)
     try:
-        names = [one.name for one in os.scandir(folder) if one.name.startswith(_ENTRY)]
+        names = [one.name for one in os.scandir(folder) if _ENTRIES.fullmatch(one.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = (_read(folder / name, name.removeprefix(_ENTRY)) for name in names)
@@ -197,8 +210,9 @@ def sweep(folder: Path) -> None:
     """Removes what builders that died left behind."""
     with suppress(OSError):
         for one in os.scandir(folder):
-            if one.name.startswith(_TRASH) or (
-                one.name.startswith(_STAGING)
+            # The folder may be anybody's: what has another name is not ours.
+            if _TRASHES.fullmatch(one.name) or (
+                _STAGINGS.fullmatch(one.name)
                 and time.time() - one.stat(follow_symlinks=False).st_mtime > _ABANDONED
             ):
                 shutil.rmtree(one.path, ignore_errors=True)
@@ -207,12 +221,15 @@ def sweep(folder: Path) -> None:
 def remove(one: Prepacked) -> bool:
     """Removes a model that nobody is opening; what is mapped of it stays until it is unmapped."""
     lock = one.folder.with_name(one.folder.name + ".lock")
-    with held(lock, wait=False) as mine:
-        if not mine:
-            return False
-        discard(one.folder)
-        with suppress(OSError):
-            lock.unlink()
+    try:
+        with held(lock, wait=False) as mine:
+            if not mine:
+                return False
+            discard(one.folder)
+            with suppress(OSError):
+                lock.unlink()
+    except OSError:  # it is somebody else's
+        return False
     return True
 
 
