@@ -248,3 +248,13 @@ def test_35_providers_that_are_asked_for_later_are_never_the_cpu_instead(tiny):
             session.set_providers(["CUDAExecutionProvider", "CPUExecutionProvider"])
         assert caught.value.kind == "providers"
         session.run(None, FEED)
+
+
+def test_run_options_serve_sessions_with_and_without_an_arena(tiny):
+    options = ort.RunOptions()
+    key = "memory.enable_memory_arena_shrinkage"
+    with mw.ort.session(tiny) as arena, mw.ort.session(tiny, "arena_off") as none:
+        for _ in range(2):
+            arena.run(None, FEED, options)
+            assert options.get_run_config_entry(key) == "cpu:0"
+            none.run(None, FEED, options)

@@ -17,6 +17,7 @@ from memweir.process._aside import spawn
 from memweir.process._engine import seconds
 
 from .offload import changing, offload
+from .settings import SHRINK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -366,10 +367,11 @@ class Session:
         if options is None:
             return self._options
         for key, value in self._config.items():
-            try:
-                options.get_run_config_entry(key)
-            except Exception:  # it has none, which is the runtime's error
+            if not _entry(options, key):
                 options.add_run_config_entry(key, value)
+        if self.settings.get("arena") is False and _entry(options, SHRINK):
+            # Of a session that has an arena: here the runtime would refuse the run.
+            options.add_run_config_entry(SHRINK, "")
         return options
 
     def _made_options(self) -> Any:
@@ -406,6 +408,13 @@ _local = threading.local()
 def _token() -> tuple[int, object]:
     """The name of a run, and the thread that it keeps busy."""
     return threading.get_ident(), object()
+
+
+def _entry(options: Any, key: str) -> str:
+    try:
+        return str(options.get_run_config_entry(key))
+    except Exception:  # it has none, which is the runtime's error
+        return ""
 
 
 class _Gone:
