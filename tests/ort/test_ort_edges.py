@@ -258,3 +258,21 @@ def test_run_options_serve_sessions_with_and_without_an_arena(tiny):
             arena.run(None, FEED, options)
             assert options.get_run_config_entry(key) == "cpu:0"
             none.run(None, FEED, options)
+
+
+@pytest.mark.parametrize(
+    "method", ["get_inputs", "get_outputs", "get_overridable_initializers", "get_modelmeta"]
+)
+def test_what_a_session_told_of_itself_does_not_keep_it_alive(tiny, method):
+    plain = getattr(ort.InferenceSession(str(tiny), providers=["CPUExecutionProvider"]), method)()
+    session = mw.ort.session(tiny, trim=False)
+    told = getattr(session, method)()
+    assert session.close().held is None
+    if isinstance(plain, list):
+        assert [(one.name, one.type, one.shape) for one in told] == [
+            (one.name, one.type, one.shape) for one in plain
+        ]
+    else:
+        names = [name for name in dir(plain) if not name.startswith("_")]
+        assert "custom_metadata_map" in names
+        assert all(getattr(told, name) == getattr(plain, name) for name in names)

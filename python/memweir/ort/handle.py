@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -62,6 +63,19 @@ class CloseReport:
         return None if self.trim is None else self.trim.released
 
 
+@dataclass(frozen=True, slots=True)
+class NodeArg:
+    """An input or output, as the runtime tells of it."""
+
+    name: str
+    type: str
+    shape: list[Any]
+
+
+def _plain(one: Any) -> NodeArg:
+    return NodeArg(one.name, one.type, list(one.shape))
+
+
 @dataclass(slots=True)
 class Inside:
     """What a handle is made of."""
@@ -110,6 +124,26 @@ class Session:
         self.providers: tuple[str, ...] = tuple(inside.session.get_providers())
         """What the runtime runs it on, in order."""
         live.add(self)
+
+    # What it takes and gives. The runtime's own objects for these keep all of a session alive.
+
+    def get_inputs(self) -> list[NodeArg]:
+        """``InferenceSession.get_inputs``."""
+        return [_plain(one) for one in self._inner().get_inputs()]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """``InferenceSession.get_outputs``."""
+        return [_plain(one) for one in self._inner().get_outputs()]
+
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """``InferenceSession.get_overridable_initializers``."""
+        return [_plain(one) for one in self._inner().get_overridable_initializers()]
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        """``InferenceSession.get_modelmeta``."""
+        found = self._inner().get_modelmeta()
+        names = (name for name in dir(found) if not name.startswith("_"))
+        return SimpleNamespace(**{name: getattr(found, name) for name in names})
 
     # What runs.
 
