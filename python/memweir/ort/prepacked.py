@@ -95,7 +95,7 @@ class Prepacked:
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What a cleaning removed. ``kept`` counts what is left, ``busy`` what somebody is opening."""
+    """What a cleaning removed. ``kept`` counts what is left, ``busy`` what could not be."""
 
     removed: tuple[Prepacked, ...]
     nbytes: int
@@ -144,7 +144,7 @@ def clean(
 
     Only those that nobody used for ``unused`` seconds; with ``stale`` only those that no session
     here can run: of another version of ONNX Runtime, or packed for another processor. Sessions that
-    run one go on: its disk comes back when they end. What is being opened now stays.
+    run one go on: its disk comes back when they end. What is being built now stays.
     """
     folder = cache_folder(cache_dir)
     most = parse_size(limit)
@@ -219,7 +219,7 @@ def sweep(folder: Path) -> None:
 
 
 def remove(one: Prepacked) -> bool:
-    """Removes a model that nobody is opening; what is mapped of it stays until it is unmapped."""
+    """Removes a model that nobody is building; what is mapped of it stays until it is unmapped."""
     lock = one.folder.with_name(one.folder.name + ".lock")
     try:
         with held(lock, wait=False) as mine:
