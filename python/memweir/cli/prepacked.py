@@ -52,6 +52,6 @@ def clean(cache_dir: Path | None, limit: str, unused: float, *, stale: bool) -> 
     except ValueError as error:
         print(f"memweir ort clean: {error}", file=sys.stderr)
         return 2
-    busy = f", {done.busy} are being opened" if done.busy else ""
+    busy = f", {done.busy} could not be removed" if done.busy else ""
     print(f"{len(done.removed)} removed, {format_size(done.nbytes)}; {done.kept} left{busy}")
     return 0
