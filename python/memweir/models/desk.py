@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from memweir.models.entry import ring_all
+from memweir.models.turns import Turn, mine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from memweir.models.adapters.protocol import Sizes
     from memweir.models.entry import Entry
     from memweir.models.release import Release
-    from memweir.models.turns import Turn
 
 __all__ = ["Counters", "Desk"]
 
@@ -59,6 +59,7 @@ class Desk:
     active: dict[Turn, None] = field(default_factory=dict)
     waiting: dict[Turn, None] = field(default_factory=dict)  # those in the line for bytes
     bells: dict[Callable[[], object], None] = field(default_factory=dict)  # of that line
+    asking: dict[object, tuple[Any, Entry]] = field(default_factory=dict)  # who waits for which
     mail: SimpleQueue[Any] = field(default_factory=SimpleQueue)
     keeper: dict[str, Any] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
@@ -79,6 +80,34 @@ class Desk:
         if device is not None:
             parts.append((self.account(device), sizes.device))
         return parts
+
+    def would_wait_for_itself(self, owner: Any, entry: Entry) -> bool:
+        """Whether those who have a model wait, one for the other, for this thread or task.
+
+        The last of them to begin its wait finds that out, and the others at their next look.
+        """
+        turns, thread = mine(), threading.current_thread()
+        seen: set[Any] = set()
+        ahead: list[Any] = [entry]
+        while ahead:
+            what = ahead.pop()
+            if what in seen:
+                continue
+            seen.add(what)
+            turn = what if isinstance(what, Turn) else getattr(what, "turn", None)
+            if turn is not None:
+                if turn in turns:
+                    return True
+                ahead += turn.waits.copy()
+            for loan in getattr(what, "loans", {}).copy().values():
+                holder = loan.owner()
+                if holder is owner or holder is thread:
+                    return True
+                ahead += [e for who, e in [*self.asking.values()] if who is holder]
+            # It drains until those who want to let it go have all that they wait for.
+            for who in getattr(what, "awaited", {}).copy():
+                ahead += [found[1] for found in (self.asking.get(who),) if found is not None]
+        return False
 
     def opened(self, turn: Turn) -> None:
         """A turn has begun."""
@@ -106,7 +135,7 @@ class Desk:
             entry.retry_at = 0.0
             entry.failures = 0
             entry.due = entry.window = math.inf
-            entry.noticed = entry.unload_after = False
+            entry.noticed = False
             entry.loans.clear()
             entry.bells.clear()
             entry.awaited.clear()
@@ -115,6 +144,7 @@ class Desk:
         self.active.clear()
         self.waiting.clear()
         self.bells.clear()
+        self.asking.clear()
         self.keeper.clear()
         self.mail = SimpleQueue()
 

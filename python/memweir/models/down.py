@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from memweir.models.ladder import Rung
 from memweir.models.release import Doomed
 from memweir.models.turns import within
+from memweir.models.unpin import unpin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,13 +33,23 @@ def lower(
     for turn, _ in batch:
         desk.opened(turn)
         turn.accounts = tuple(a for a, _ in desk.parts(turn.entry.sizes, turn.entry.spec.device))
+    interrupt: BaseException | None = None
     try:
         with within(*(turn for turn, _ in batch)):
             gone = []
             for turn, to in batch:
-                if to is Rung.GONE or not _moved(desk, turn.entry, to, reason, or_stay):
+                try:
+                    stays = to is not Rung.GONE and _moved(desk, turn.entry, to, reason, or_stay)
+                except BaseException as error:
+                    # It was meant for the process, and leaves a model between two rungs.
+                    unpin(error)
+                    interrupt, stays = error, False
+                if not stays:
                     gone.append(turn.entry)
-            return discard(desk, gone, reason)
+            report = discard(desk, gone, reason)
+            if interrupt is not None:
+                raise interrupt
+            return report
     finally:
         for turn, to in batch:
             turn.entry.end(turn, turn.entry.rung is turn.entry.home is not Rung.GONE)
@@ -60,10 +71,12 @@ def _moved(desk: Desk, entry: Entry, to: Rung, reason: str, or_stay: bool) -> bo
     try:
         entry.adapter.move(entry.model, to, entry.spec.device)
         sizes = entry.adapter.nbytes(entry.model)
-    except Exception as error:
+    except BaseException as error:
         desk.claims.free(extra)
         desk.events.emit("half moved", entry.key, reason=f"{type(error).__name__} on the way down")
-        return False
+        if isinstance(error, Exception):
+            return False
+        raise
     sizes = was if sizes is None else sizes
     exact = desk.parts(sizes, entry.spec.device)
     if entry.permit is None or desk.claims.settle(entry.permit, exact, extra):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from memweir.models.adapters.protocol import Adapter
     from memweir.models.ladder import Idle
 
-__all__ = ["Entry", "Loan", "Spec", "caller", "is_lost", "ring_all"]
+__all__ = ["Entry", "Loan", "Spec", "caller", "is_lost", "on_this_loop", "ring_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class Entry:
         "awaited",
         "bells",
         "claims",
+        "deferred",
         "due",
         "error",
         "failures",
@@ -92,7 +93,6 @@ class Entry:
         "spec",
         "thrash",
         "turn",
-        "unload_after",
         "unloads",
         "warned",
         "window",
@@ -105,6 +105,7 @@ class Entry:
         self.turn: Turn | None = None
         self.bells: dict[Callable[[], object], None] = {}  # one for each who waits for a change
         self.awaited: dict[object, None] = {}  # who waits to let it go, and needs no help
+        self.deferred = -1  # the epoch of its slot that ends with its last lease, as was promised
         self.loans: dict[int, Loan] = {}  # by claim
         self.warned: set[int] = set()  # claims that were told of as abandoned
         self.remembered: Sizes | None = None  # what the model took
@@ -118,7 +119,6 @@ class Entry:
         self.due = math.inf  # when the idle clock will look at it by itself
         self.window = math.inf  # seconds from its last release to its next step down
         self.noticed = False  # whether it is in the mail
-        self.unload_after = False  # whether it is to go when the load in progress is done
         self.grant: Any = None  # what the arbiter gave
         self.idle_since = self.resident_since = 0.0
         self.adapter: Adapter | None = None
@@ -176,6 +176,18 @@ class Entry:
         """Whether this thread or task has a lease already."""
         return any(loan.owner() is owner for loan in self.loans.copy().values())
 
+    def go_with_the_last(self) -> int:
+        """Has it go when nobody uses it any more, whoever gives up waiting for that."""
+        seen = self.claims.look(self.slot)
+        self.deferred = -1 if seen is None else seen.epoch
+        return self.claims.drain(self.slot)
+
+    def stay(self) -> None:
+        """Lends it again, unless it goes for another's sake."""
+        seen = self.claims.look(self.slot)
+        if seen is not None and seen.epoch != self.deferred and not self.awaited:
+            self.claims.drain(self.slot, False)
+
     def sites(self) -> tuple[str, ...]:
         """Where its leases were taken."""
         return tuple(loan.site for loan in self.loans.copy().values())
@@ -198,6 +210,15 @@ def caller() -> Any:
             if task is not None:
                 return task
     return threading.current_thread()
+
+
+def on_this_loop(entry: Entry) -> bool:
+    """Whether a task has it whose event loop is the one that this thread runs."""
+    loop = getattr(caller(), "get_loop", lambda: None)()
+    holders = (loan.owner() for loan in entry.loans.copy().values())
+    return loop is not None and any(
+        getattr(holder, "get_loop", lambda: None)() is loop for holder in holders
+    )
 
 
 def is_lost(loan: Loan) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Keeper", "collected", "ensure", "lower_due", "needs_keeper", "tell_lost", "window_of"]
 
 _LONGEST = 3600.0
+_LATER = 1.0
 
 
 def needs_keeper(entry: Entry) -> bool:
@@ -47,6 +48,7 @@ class Keeper:
         self._desk = weakref.ref(desk, lambda _: mail.put(None))
         self._heap: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
+        self._put_off: list[Entry] = []  # due, when no thread could be started
 
     def look(self, desk: Desk, entries: list[Any]) -> tuple[list[Entry], float | None]:
         """Entries that are due, of these and of all whose time has come; seconds until the next."""
@@ -59,12 +61,14 @@ class Keeper:
                 due[entry] = None
             else:
                 self._schedule(desk, entry, now, due)
-        while self._heap and self._heap[0][0] <= now:
-            at, _, entry = heapq.heappop(self._heap)
-            if at == entry.due:
-                entry.due = math.inf
-                self._schedule(desk, entry, now, due)
-        return list(due), (max(0.0, self._heap[0][0] - now) if self._heap else None)
+        with suppress(IndexError):  # none is left: who calls `tick` takes from it, too
+            while self._heap[0][0] <= now:
+                at, _, entry = heapq.heappop(self._heap)
+                if at == entry.due:
+                    entry.due = math.inf
+                    self._schedule(desk, entry, now, due)
+        first = self._heap[:1]
+        return list(due), (max(0.0, first[0][0] - now) if first else None)
 
     def _schedule(self, desk: Desk, entry: Entry, now: float, due: dict[Entry, None]) -> None:
         if entry.model is None or entry.loans or entry.bells or entry.turn is not None:
@@ -90,12 +94,14 @@ class Keeper:
             return None
         if desk.closed and not any(e.model is not None or e.turn for e in [*desk.entries.values()]):
             return None
-        due, pause = self.look(desk, collected(self._mail))
+        put_off, self._put_off = self._put_off, []
+        due, pause = self.look(desk, [*put_off, *collected(self._mail)])
         if due:
             try:
                 desk.start("lets go", lower_due, desk, due)
-            except RuntimeError:  # no thread can be started any more: the process ends
-                return None
+            except RuntimeError:  # no thread can be started now, perhaps for good: later
+                self._put_off += due
+                return _LATER
         return _LONGEST if pause is None else min(pause, _LONGEST)
 
 

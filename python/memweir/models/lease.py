@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from memweir.errors import Released
 from memweir.models import room, waiting
-from memweir.models.entry import Loan, caller
+from memweir.models.entry import Loan, caller, ring_all
 from memweir.models.ladder import Rung
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ class _Held:
         """Where the model is while it is lent."""
         return self._entry.spec.device if self._entry.rung is Rung.DEVICE else None
 
+    def _until(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
     def _again(self) -> Released:
         return Released(f"the lease of {self.key!r} was used already: ask the pool for another")
 
@@ -80,19 +85,15 @@ class _Held:
         entry = self._entry
         self._claim = claim
         entry.loans[claim] = Loan(weakref.ref(owner), self._code, self._line, weakref.ref(self))
-        if self._working:
-            try:
-                self._reserve()
-            except BaseException:
-                self._release()
-                raise
         return entry.model
 
-    def _reserve(self) -> None:
-        desk, entry = self._desk, self._entry
-        device = entry.spec.device
-        account = desk.ram if device is None else desk.account(device)
-        self._permit = room.reserve(desk, entry, [(account, self._working)])
+    def _parts(self) -> list[tuple[int, int]]:
+        desk, device = self._desk, self._entry.spec.device
+        return [(desk.ram if device is None else desk.account(device), self._working)]
+
+    def _reserve(self, deadline: float | None) -> int:
+        # Who is in the line may wait for this very lease to end: it does not go behind them.
+        return room.reserve(self._desk, self._entry, self._parts(), deadline=deadline, jump=True)
 
     def _release(self) -> None:
         """Takes no lock and calls nobody's code: a finalizer may come here."""
@@ -101,6 +102,7 @@ class _Held:
             return
         if self._permit is not None:
             self._desk.claims.free(self._permit)
+            ring_all(self._desk.bells)
         waiting.let_go(self._desk, self._entry, claim)
 
     def __del__(self) -> None:
@@ -127,6 +129,7 @@ class Lease(_Held):
         if self._used:
             raise self._again()
         self._used = True
+        until = self._until() if self._working else None
         owner = caller()
         entry = self._entry
         claim = self._desk.claims.hold(entry.slot, id(owner))
@@ -134,7 +137,14 @@ class Lease(_Held):
             if claim is not None:
                 self._desk.claims.release(entry.slot, claim)
             claim = waiting.arrive(self._desk, entry, owner, self._timeout)
-        return self._take(claim, owner)
+        model = self._take(claim, owner)
+        if self._working:
+            try:
+                self._permit = self._reserve(until)
+            except BaseException:
+                self._release()
+                raise
+        return model
 
     def __exit__(self, *exc: object) -> None:
         self._release()
@@ -152,6 +162,7 @@ class AsyncLease(_Held):
         if self._used:
             raise self._again()
         self._used = True
+        until = self._until() if self._working else None
         owner = caller()
         entry = self._entry
         claim = self._desk.claims.hold(entry.slot, id(owner))
@@ -159,7 +170,47 @@ class AsyncLease(_Held):
             if claim is not None:
                 self._desk.claims.release(entry.slot, claim)
             claim = await waiting.asynchronous_arrive(self._desk, entry, owner, self._timeout)
-        return self._take(claim, owner)
+        model = self._take(claim, owner)
+        if self._working:
+            try:
+                self._permit = await self._reserved(until)
+            except BaseException:
+                self._release()
+                raise
+        return model
+
+    async def _reserved(self, until: float | None) -> int:
+        """What has to be let go or waited for is so in a thread: the loop goes on."""
+        import asyncio
+
+        desk = self._desk
+        permit, _, _ = desk.claims.reserve(self._parts(), jump=True)
+        if permit is not None:
+            return permit
+        loop, bell = asyncio.get_running_loop(), asyncio.Event()
+        fate: dict[None, Any] = {}
+
+        def work() -> None:
+            try:
+                found: Any = self._reserve(until)
+            except BaseException as error:
+                found = error
+            if fate.setdefault(None, found) is not found and isinstance(found, int):
+                desk.claims.free(found)  # nobody waits for it any more
+                ring_all(desk.bells)
+            with suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(bell.set)
+
+        desk.start(f"makes room for {self.key}", work)
+        try:
+            await bell.wait()
+        finally:
+            found = fate.setdefault(None, self)
+            if isinstance(found, int):
+                self._permit = found
+        if isinstance(found, BaseException):
+            raise found
+        return cast(int, found)
 
     async def __aexit__(self, *exc: object) -> None:
         self._release()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from memweir.models import down, keeper, room
-from memweir.models.entry import caller, is_lost
+from memweir.models.entry import caller, is_lost, on_this_loop, ring_all
 from memweir.models.ladder import Rung
 from memweir.models.report import Kept, ShutdownReport, UnloadReport
 from memweir.models.turns import PATROL, Turn, mine, waits_for
@@ -32,8 +32,8 @@ def unload(
     """Lets models go, in one pass; what is lent goes later, or stays, as `leased` says."""
     owner = caller() if owner is None else owner
     asking = list(dict.fromkeys(entries))
-    batch: list[Turn] = []
-    kept: list[Kept] = []
+    kept: dict[Entry, Kept] = {}
+    batch: list[Turn] | None = None
     here = object()
     if leased == "wait":
         # All of them drain while the first is waited for.
@@ -41,42 +41,63 @@ def unload(
             entry.awaited[here] = None
             desk.claims.drain(entry.slot)
     try:
-        for entry in asking:
-            got = _asked(desk, entry, leased, deadline, owner)
-            if isinstance(got, Turn):
-                batch.append(got)
-            elif got is not None:
-                kept.append(got)
-    except BaseException:
-        for turn in batch:
-            turn.entry.end(turn, turn.entry.rung == turn.entry.home)
-        raise
+        while batch is None:
+            for entry in asking:
+                desk.asking[here] = owner, entry
+                why = None if entry in kept else _unused(desk, entry, leased, deadline, owner)
+                if why is not None:
+                    kept[entry] = why
+                    if entry.awaited.pop(here, entry) is None:
+                        entry.stay()
+            batch = _turns(desk, [entry for entry in asking if entry not in kept], leased)
     finally:
+        desk.asking.pop(here, None)
         for entry in asking:
             if entry.awaited.pop(here, entry) is None:
+                if batch is None:
+                    entry.stay()
                 desk.notice(entry)
     report = UnloadReport()
     if batch:
         report = down.lower(desk, [(turn, Rung.GONE) for turn in batch], "unload")
     if not kept:
         return report
-    told = tuple(kept)
+    told = tuple(kept[entry] for entry in asking if entry in kept)
     return replace(report, deferred=told) if leased == "defer" else replace(report, refused=told)
 
 
-def _asked(
+def _turns(desk: Desk, entries: list[Entry], leased: str) -> list[Turn] | None:
+    """The turns to let all of them go that are there; ``None`` where one was lent meanwhile.
+
+    All or none: who has a lease that is waited for may ask for a model whose turn is taken.
+    """
+    batch: list[Turn] = []
+    for entry in entries:
+        turn = entry.begin("unloading")
+        if turn is None:
+            for taken in batch:
+                taken.entry.end(taken, taken.entry.rung == taken.entry.home)
+                if leased == "wait":
+                    desk.claims.drain(taken.entry.slot)
+            ring_all(desk.bells)
+            return None
+        if entry.model is None:
+            entry.end(turn, False)
+        else:
+            batch.append(turn)
+    return batch
+
+
+def _unused(
     desk: Desk, entry: Entry, leased: str, deadline: float | None, owner: Any
-) -> Turn | Kept | None:
-    """The turn to let one go; or why it stays; or nothing, when it is not there."""
+) -> Kept | None:
+    """Waits until nobody uses or changes it; or says why it stays."""
     bell = threading.Lock()
     bell.acquire()
     with entry.aboard(bell.release):
         while True:
-            turn = entry.begin("unloading")
-            if turn is not None:
-                if entry.model is not None:
-                    return turn
-                entry.end(turn, False)
+            seen = desk.claims.look(entry.slot)
+            if seen is None or (seen.turn is None and not seen.holders):
                 return None
             turns = mine()
             changing = entry.turn
@@ -92,11 +113,13 @@ def _asked(
                 if entry.turn is None:
                     continue
             elif entry.held_by(owner):
-                desk.claims.drain(entry.slot, False)
                 return Kept(entry.key, "leased by the caller itself", sites)
+            elif desk.would_wait_for_itself(owner, entry):
+                return Kept(entry.key, "leased by who waits for the caller", sites)
+            elif changing is None and on_this_loop(entry):
+                return Kept(entry.key, "leased by a task of the event loop that would wait", sites)
             left = PATROL if deadline is None else min(PATROL, deadline - time.monotonic())
             if left <= 0:
-                desk.claims.drain(entry.slot, False)
                 return Kept(entry.key, "leased" if sites else "being changed", sites)
             if leased == "wait" and changing is None:
                 desk.claims.drain(entry.slot)
@@ -109,7 +132,7 @@ def _deferred(
 ) -> Kept | None:
     """Has an entry go with its last lease, or with the end of its load."""
     if changing is not None and changing.kind == "loading":
-        entry.unload_after = True
+        changing.unload_after = True
         if entry.turn is not changing:
             return None
         keeper.ensure(desk)
@@ -117,7 +140,7 @@ def _deferred(
     if changing is not None:
         return None  # it is on its way out: that is waited for
     keeper.ensure(desk)
-    if desk.claims.drain(entry.slot):
+    if entry.go_with_the_last():
         return Kept(entry.key, "leased", entry.sites() or sites)
     return None
 
@@ -211,9 +234,10 @@ def close(desk: Desk, deadline: float | None, owner: Any) -> ShutdownReport:
     in_use = report.refused
     for entry in entries:
         # What stays goes with its last lease: nobody is left to ask for it.
-        if entry.turn is not None and entry.turn.kind == "loading":
-            entry.unload_after = True
-        desk.claims.drain(entry.slot)
+        turn = entry.turn
+        if turn is not None and turn.kind == "loading":
+            turn.unload_after = True
+        entry.go_with_the_last()
     report = replace(report, refused=())
     if in_use:
         keeper.ensure(desk)

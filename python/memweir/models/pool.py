@@ -202,6 +202,8 @@ class ModelPool:
             try:
                 lease._hand_over(threading.current_thread())
                 return context.run(fn, model, *args, **kwargs)
+            except StopIteration as error:  # which a future cannot carry
+                raise RuntimeError("what was to run raised StopIteration") from error
             finally:
                 lease._release()
 
@@ -277,7 +279,10 @@ class ModelPool:
         """Does what the idle clock has made due, in this thread."""
         desk = self._desk
         keeper.ensure(desk)
-        due, _ = desk.keeper["keeper"].look(desk, keeper.collected(desk.mail))
+        clock = desk.keeper.get("keeper") or keeper.Keeper(desk)
+        due, _ = clock.look(desk, keeper.collected(desk.mail))
+        if desk.threaded:
+            desk.mail.put(None)  # its thread may sleep past what was found here
         return keeper.lower_due(desk, due)
 
     def status(self) -> PoolStatus:

@@ -43,6 +43,12 @@ class _Line:
         """Changes in progress that may make room, and those that stand in line themselves."""
         standing = self.desk.waiting.copy()
         turns = [t for t in [*self.desk.active] if not self.accounts.isdisjoint(t.accounts)]
+        for entry in self.desk.entries.copy().values():
+            turn = entry.turn  # of those that are about to let go as well
+            if turn is None or turn in turns or turn.kind == "loading" or entry.permit is None:
+                continue
+            if not self.accounts.isdisjoint(_accounts(self.desk, entry)):
+                turns.append(turn)
         return [t for t in turns if t not in standing], [t for t in turns if t in standing]
 
     def blocked_by(self, mine: tuple[Turn, ...], seen: set[Turn]) -> bool:
@@ -74,12 +80,19 @@ def _with_peak(desk: Desk, parts: Parts, entry: Entry) -> Parts:
 
 
 def reserve(
-    desk: Desk, entry: Entry, parts: Parts, *, rest: bool = False, deadline: float | None = None
+    desk: Desk,
+    entry: Entry,
+    parts: Parts,
+    *,
+    rest: bool = False,
+    deadline: float | None = None,
+    jump: bool = False,
 ) -> int:
     """A permit for bytes; lets go what nobody uses, and waits for what is coming.
 
-    With a deadline the end of leases is waited for, too. Raises :class:`~memweir.BudgetExceeded`
-    where nothing of that helps, :class:`~memweir.Busy` when the deadline comes first.
+    With `jump` not behind those in the line, who may wait for the caller. With a deadline the end
+    of leases is waited for, too. Raises :class:`~memweir.BudgetExceeded` where nothing of that
+    helps, :class:`~memweir.Busy` when the deadline comes first.
     """
     accounts = [account for account, _ in parts]
     line = _Line(desk, accounts)
@@ -96,7 +109,7 @@ def reserve(
             bell.acquire(blocking=False)
             ahead, standing = line.look()
             permit, short, behind = desk.claims.reserve(
-                parts, rest=rest, ticket=ticket, jump=nested
+                parts, rest=rest, ticket=ticket, jump=nested or jump
             )
             if permit is not None:
                 return permit
@@ -108,7 +121,7 @@ def reserve(
                 desk.bells[ring] = None
                 desk.waiting.update(dict.fromkeys(turns))
                 continue
-            helps = _helps(turns, ahead + standing if behind else ahead)
+            helps = _helps(turns, ahead + standing if behind and not jump else ahead)
             if not helps and (deadline is None or not _lent(desk, entry, parts)):
                 if bell.acquire(blocking=False):
                     continue

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memweir.models.adapters.protocol import Sizes
+from memweir.process._aside import describe
 from memweir.sizes import format_size
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def state_of(desk: Desk, entry: Entry) -> str:
         return "draining"
     if entry.rung == entry.home:
         return "loaded"
-    return {"HOST": "offloaded", "MAPPED": "mapped"}[entry.rung.name]
+    # Where it went since it was looked at, it is there no more.
+    return {"HOST": "offloaded", "MAPPED": "mapped"}.get(entry.rung.name, "absent")
 
 
 def _model(desk: Desk, entry: Entry) -> ModelStatus:
@@ -136,7 +138,7 @@ def _model(desk: Desk, entry: Entry) -> ModelStatus:
         pinned=entry.spec.pin,
         failures=entry.failures,
         retry_after=wait if wait > 0 else None,
-        error=None if entry.error is None else f"{type(entry.error).__name__}: {entry.error}",
+        error=None if (error := entry.error) is None else describe(error),
     )
 
 

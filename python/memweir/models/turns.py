@@ -28,13 +28,14 @@ class Waited(Protocol):
 class Turn:
     """A change in progress."""
 
-    __slots__ = ("accounts", "entry", "error", "kind", "number", "over", "waits")
+    __slots__ = ("accounts", "entry", "error", "kind", "number", "over", "unload_after", "waits")
 
     def __init__(self, entry: Any, number: int, kind: str) -> None:
         self.entry = entry
         self.number = number
         self.kind = kind  # "loading", "unloading", "offloading"
         self.over = False
+        self.unload_after = False  # whether the model is to go when this load is done
         self.error: BaseException | None = None  # for those who waited, without frames
         self.waits: list[Waited] = []  # what the code that it runs waits for
         self.accounts: tuple[int, ...] = ()  # of which it takes or gives back bytes

@@ -52,14 +52,14 @@ def lift(desk: Desk, turn: Turn, owner: int | None, deadline: float | None = Non
         entry.window = keeper.window_of(entry)
         up = True
     except Exception as error:
-        _failed(desk, turn, error)
+        with within(turn):  # who is told of it may ask for the model
+            _failed(desk, turn, error)
         raise
     finally:
-        after = entry.unload_after
-        entry.unload_after = False
         claim: int | None = entry.end(turn, up, owner if up else None)
+        after = turn.unload_after  # read when nobody can find the turn any more to say so
         if up and after:
-            entry.claims.drain(entry.slot)
+            entry.go_with_the_last()
         desk.over(turn)
         if up and (after or keeper.needs_keeper(entry)):
             keeper.ensure(desk)
@@ -87,7 +87,8 @@ def _load(desk: Desk, turn: Turn, deadline: float | None) -> None:
     turn.accounts = tuple(account for account, _ in parts)
     _ask(desk, entry)
     model: Any = None
-    permit = meter = adapter = None
+    permit = meter = adapter = by = None
+    known = entry.remembered, entry.peak
     began = desk.clock()
     try:
         permit = room.reserve(desk, entry, parts, rest=rest, deadline=deadline)
@@ -100,6 +101,9 @@ def _load(desk: Desk, turn: Turn, deadline: float | None) -> None:
         _settle(desk, entry, permit, parts, sizes)
     except BaseException as error:
         unpin(error)  # what is left of the load hangs on its frames
+        if by != "adapter":
+            # What others took meanwhile may be in it, and would be a reason never to try again.
+            entry.remembered, entry.peak = known
         if model is not None:
             finalizer = None if adapter is None else adapter.dispose
             doomed = Doomed(entry.key, model, finalizer, reason="failed load")
@@ -151,7 +155,10 @@ def _out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return "host"
     name = type(error).__name__
-    text = str(error).lower()
+    try:
+        text = str(error).lower()
+    except Exception:
+        text = ""
     if name == "OutOfMemoryError" or "out of memory" in text:
         return "host" if "defaultcpuallocator" in text else "device"
     return None

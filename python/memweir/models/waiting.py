@@ -12,9 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from memweir._flight import without_frames
-from memweir.errors import Busy, LoadFailed, Released
+from memweir.errors import BudgetExceeded, Busy, LoadFailed, Released
 from memweir.models import room, up
-from memweir.models.entry import caller, ring_all
+from memweir.models.entry import on_this_loop, ring_all
+from memweir.models.ladder import Rung
 from memweir.models.turns import PATROL, Turn, mine, waits_for
 
 if TYPE_CHECKING:
@@ -99,16 +100,18 @@ class _Visit:
 
     def __enter__(self) -> _Visit:
         self.entry.bells[self._ring] = None
+        self.desk.asking[self] = self.owner, self.entry
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.entry.bells.pop(self._ring, None)
+        self.desk.asking.pop(self, None)
         if self._fate is not None:
             # Nobody comes for what the load brings: it gives the claim back by itself.
             left = self._fate.setdefault(None, self)
             if isinstance(left, int) and exc[0] is not None:
                 let_go(self.desk, self.entry, left)
-        if self.desk.closed or self.entry.unload_after or not self.entry.loans:
+        if self.desk.closed or not self.entry.loans:
             self.desk.notice(self.entry)
 
     def look(self) -> Turn | int | None:
@@ -124,12 +127,15 @@ class _Visit:
             raise outcome
         joins = entry.held_by(self.owner)
         if desk.closed and not joins:
-            raise Released(f"the pool {desk.name!r} is closed and lends nothing")
+            raise self._closed()
         claim = desk.claims.hold(entry.slot, id(self.owner), joins)
+        if claim is None and not joins and desk.would_wait_for_itself(self.owner, entry):
+            # It goes when those who have it let go, and they wait for what this one has.
+            claim = desk.claims.hold(entry.slot, id(self.owner), True)
         if claim is not None:
             return claim
         turn = self._turn
-        if turn is not None and turn.over and turn.error is not None:
+        if turn is not None and turn.over and turn.error is not None and not self._mends(turn):
             raise _told(entry, turn.error)
         self._turn = entry.turn
         if self._turn is not None:
@@ -138,15 +144,31 @@ class _Visit:
         if seen is None or seen.open or seen.turn is not None:
             return None  # it drains, or somebody has just begun
         _check_back_off(desk, entry)
-        return entry.begin("loading")
+        begun = entry.begin("loading")
+        if begun is not None and desk.closed and not joins:
+            # It was closed since, perhaps without having seen this turn.
+            entry.end(begun, entry.rung is entry.home is not Rung.GONE)
+            raise self._closed()
+        return begun
+
+    def _mends(self, turn: Turn) -> bool:
+        """Whether another's failure is of the time that he had, and not of the load."""
+        had_none = isinstance(turn.error, BudgetExceeded) and self.deadline is not None
+        return had_none or isinstance(turn.error, Busy)
+
+    def _closed(self) -> Released:
+        return Released(f"the pool {self.desk.name!r} is closed and lends nothing")
 
     def send(self, turn: Turn) -> None:
         """Has a thread of its own take the turn."""
         fate: dict[None, Any] = {}
+        begun: dict[None, bool] = {}
         self._fate = fate
         desk, owner, deadline = self.desk, id(self.owner), self.deadline
 
         def work() -> None:
+            if not begun.setdefault(None, True):
+                return
             try:
                 claim: Any = up.lift(desk, turn, owner, deadline)
             except BaseException as error:
@@ -158,8 +180,10 @@ class _Visit:
         try:
             desk.start(f"loads {turn.entry.key}", work)
         except BaseException:
-            self._fate = None
-            turn.entry.end(turn, False)
+            # An interrupt may come when the thread runs already: then the turn is its own.
+            if not begun.setdefault(None, False):
+                self._fate = None
+                turn.entry.end(turn, False)
             raise
 
     def pause(self, *, blocking: bool) -> float:
@@ -197,15 +221,10 @@ class _Visit:
 
     def _check_loop(self) -> None:
         """Refuses to block an event loop that a holder needs to let go."""
-        loop = getattr(caller(), "get_loop", lambda: None)()
-        if loop is None or self.entry.turn is not None:
-            return
-        for loan in self.entry.loans.copy().values():
-            holder = loan.owner()
-            if getattr(holder, "get_loop", lambda: None)() is loop:
-                raise Busy(
-                    f"{self.entry.key!r} drains, and a task of this event loop has it: use alease"
-                )
+        if self.entry.turn is None and on_this_loop(self.entry):
+            raise Busy(
+                f"{self.entry.key!r} drains, and a task of this event loop has it: use alease"
+            )
 
 
 def let_go(desk: Desk, entry: Entry, claim: int) -> None:
