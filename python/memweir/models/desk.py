@@ -109,6 +109,28 @@ class Desk:
                 ahead += [found[1] for found in (self.asking.get(who),) if found is not None]
         return False
 
+    def interrupted(self, owner: Any) -> None:
+        """After an interrupt, which may come between any two steps of this thread: what it had
+        begun and nobody will end is ended.
+        """
+        here, running = threading.get_ident(), mine()
+        for visit, (who, _) in self.asking.copy().items():
+            if who is owner:
+                getattr(visit, "leave", int)()
+        for entry in [*self.entries.values(), self.serial]:
+            for turn in dict.fromkeys([entry.turn, *self.active]):
+                if turn is None or turn.entry is not entry or turn in running:
+                    continue
+                if turn.thread == here:
+                    entry.end(turn, turn.kind != "loading" and entry.whole)
+                    self.over(turn)
+            seen = self.claims.look(entry.slot)
+            for claim, who in () if seen is None else seen.holders:
+                if who == id(owner) and claim not in entry.loans:
+                    self.claims.release(entry.slot, claim)
+            self.notice(entry)
+            entry.ring()
+
     def opened(self, turn: Turn) -> None:
         """A turn has begun."""
         self.active[turn] = None

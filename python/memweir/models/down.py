@@ -102,18 +102,18 @@ def _moved(desk: Desk, entry: Entry, to: Rung, reason: str, or_stay: bool) -> bo
 def discard(desk: Desk, entries: list[Entry], reason: str) -> UnloadReport:
     """Lets models go, all in one pass; their entries are empty before it begins."""
     batch, left = [], []
-    for entry in entries:
-        permit = entry.permit
-        if permit is not None:
-            desk.claims.leaving(permit)
-        left.append((entry, permit, entry.rung, entry.sizes))
-        batch.append(_doomed(entry, reason))
-        entry.clear()
-        entry.unloads += 1
-        entry.last_down = desk.clock() if reason != "unload" else None
-    desk.counters.unloads += len(entries)
     report = None
     try:
+        for entry in entries:
+            permit = entry.permit
+            if permit is not None:
+                desk.claims.leaving(permit)
+            left.append((entry, permit, entry.rung, entry.sizes))
+            batch.append(_doomed(entry, reason))
+            entry.clear()
+            entry.unloads += 1
+            entry.last_down = desk.clock() if reason != "unload" else None
+        desk.counters.unloads += len(entries)
         report = desk.release(batch)
         return report
     finally:

@@ -139,18 +139,30 @@ class Entry:
 
     def begin(self, kind: str) -> Turn | None:
         """The turn to change the model, if nobody uses it and nobody else changes it."""
-        number = self.claims.begin(self.slot)
-        if number is None:
-            return None
-        turn = Turn(self, number, kind)
-        self.turn = turn
+        turn, took = Turn(self, 0, kind), list[int | None]()
+        try:
+            # One step for an interrupt: it is taken and noted, or neither.
+            took.extend(map(self.claims.begin, (self.slot,)))
+            if took[0] is None:
+                return None
+            turn.number = took[0]
+            self.turn = turn
+        finally:
+            if took and took[0] is not None and self.turn is not turn:
+                self.claims.end(self.slot, took[0], self.whole)
         return turn
+
+    @property
+    def whole(self) -> bool:
+        """Whether a model is here, and where it is used."""
+        return self.model is not None and self.rung is self.home
 
     def end(self, turn: Turn, opened: bool, owner: int | None = None) -> int | None:
         """Ends a turn; with an owner, the result is a claim of theirs."""
-        self.turn = None
-        turn.over = True
         claim = self.claims.end(self.slot, turn.number, opened, owner)
+        turn.over = True
+        if self.turn is turn:  # not another's, who has begun since
+            self.turn = None
         self.ring()
         return claim
 

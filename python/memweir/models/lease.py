@@ -97,11 +97,23 @@ class _Held:
 
     def _release(self) -> None:
         """Takes no lock and calls nobody's code: a finalizer may come here."""
-        claim = self._claim
-        if self._entry.loans.pop(claim, None) is None:
+        claim, loans = self._claim, self._entry.loans
+        if claim not in loans:
             return
-        if self._permit is not None:
-            self._desk.claims.free(self._permit)
+        ended = False
+        try:
+            ended = loans.pop(claim, None) is None  # by another, just now
+            if not ended:
+                self._end(claim)
+                ended = True
+        finally:
+            if not ended and claim not in loans:  # interrupted
+                self._end(claim)
+
+    def _end(self, claim: int) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            self._desk.claims.free(permit)
             ring_all(self._desk.bells)
         waiting.let_go(self._desk, self._entry, claim)
 
@@ -132,19 +144,21 @@ class Lease(_Held):
         until = self._until() if self._working else None
         owner = caller()
         entry = self._entry
-        claim = self._desk.claims.hold(entry.slot, id(owner))
-        if claim is None or self._desk.closed:
-            if claim is not None:
-                self._desk.claims.release(entry.slot, claim)
-            claim = waiting.arrive(self._desk, entry, owner, self._timeout)
-        model = self._take(claim, owner)
-        if self._working:
-            try:
+        try:
+            claim = self._desk.claims.hold(entry.slot, id(owner))
+            if claim is None or self._desk.closed:
+                if claim is not None:
+                    self._desk.claims.release(entry.slot, claim)
+                claim = waiting.arrive(self._desk, entry, owner, self._timeout)
+            model = self._take(claim, owner)
+            if self._working:
                 self._permit = self._reserve(until)
-            except BaseException:
-                self._release()
-                raise
-        return model
+            return model
+        except BaseException as error:
+            self._release()
+            if isinstance(error, KeyboardInterrupt):
+                self._desk.interrupted(owner)
+            raise
 
     def __exit__(self, *exc: object) -> None:
         self._release()
@@ -165,19 +179,21 @@ class AsyncLease(_Held):
         until = self._until() if self._working else None
         owner = caller()
         entry = self._entry
-        claim = self._desk.claims.hold(entry.slot, id(owner))
-        if claim is None or self._desk.closed:
-            if claim is not None:
-                self._desk.claims.release(entry.slot, claim)
-            claim = await waiting.asynchronous_arrive(self._desk, entry, owner, self._timeout)
-        model = self._take(claim, owner)
-        if self._working:
-            try:
+        try:
+            claim = self._desk.claims.hold(entry.slot, id(owner))
+            if claim is None or self._desk.closed:
+                if claim is not None:
+                    self._desk.claims.release(entry.slot, claim)
+                claim = await waiting.asynchronous_arrive(self._desk, entry, owner, self._timeout)
+            model = self._take(claim, owner)
+            if self._working:
                 self._permit = await self._reserved(until)
-            except BaseException:
-                self._release()
-                raise
-        return model
+            return model
+        except BaseException as error:
+            self._release()
+            if isinstance(error, KeyboardInterrupt):
+                self._desk.interrupted(owner)
+            raise
 
     async def _reserved(self, until: float | None) -> int:
         """What has to be let go or waited for is so in a thread: the loop goes on."""

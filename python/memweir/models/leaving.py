@@ -31,6 +31,16 @@ def unload(
 ) -> UnloadReport:
     """Lets models go, in one pass; what is lent goes later, or stays, as `leased` says."""
     owner = caller() if owner is None else owner
+    try:
+        return _unload(desk, entries, leased, deadline, owner)
+    except KeyboardInterrupt:
+        desk.interrupted(owner)
+        raise
+
+
+def _unload(
+    desk: Desk, entries: Iterable[Entry], leased: str, deadline: float | None, owner: Any
+) -> UnloadReport:
     asking = list(dict.fromkeys(entries))
     kept: dict[Entry, Kept] = {}
     batch: list[Turn] | None = None

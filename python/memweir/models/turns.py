@@ -6,6 +6,7 @@ other in a circle, a finalizer that wants back what it is called to let go.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,13 +29,24 @@ class Waited(Protocol):
 class Turn:
     """A change in progress."""
 
-    __slots__ = ("accounts", "entry", "error", "kind", "number", "over", "unload_after", "waits")
+    __slots__ = (
+        "accounts",
+        "entry",
+        "error",
+        "kind",
+        "number",
+        "over",
+        "thread",
+        "unload_after",
+        "waits",
+    )
 
     def __init__(self, entry: Any, number: int, kind: str) -> None:
         self.entry = entry
         self.number = number
         self.kind = kind  # "loading", "unloading", "offloading"
         self.over = False
+        self.thread = threading.get_ident()  # which one is to end it
         self.unload_after = False  # whether the model is to go when this load is done
         self.error: BaseException | None = None  # for those who waited, without frames
         self.waits: list[Waited] = []  # what the code that it runs waits for

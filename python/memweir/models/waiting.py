@@ -99,13 +99,12 @@ class _Visit:
         self._fate: dict[None, Any] | None = None  # what became of the load that was sent off
 
     def __enter__(self) -> _Visit:
-        self.entry.bells[self._ring] = None
         self.desk.asking[self] = self.owner, self.entry
+        self.entry.bells[self._ring] = None
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.entry.bells.pop(self._ring, None)
-        self.desk.asking.pop(self, None)
+        self.leave()
         if self._fate is not None:
             # Nobody comes for what the load brings: it gives the claim back by itself.
             left = self._fate.setdefault(None, self)
@@ -113,6 +112,11 @@ class _Visit:
                 let_go(self.desk, self.entry, left)
         if self.desk.closed or not self.entry.loans:
             self.desk.notice(self.entry)
+
+    def leave(self) -> None:
+        """Wants to be woken no more."""
+        self.entry.bells.pop(self._ring, None)
+        self.desk.asking.pop(self, None)
 
     def look(self) -> Turn | int | None:
         """A claim, or the turn to make the model ready, or nothing: then it is to be waited for."""
@@ -169,6 +173,7 @@ class _Visit:
         def work() -> None:
             if not begun.setdefault(None, True):
                 return
+            turn.thread = threading.get_ident()
             try:
                 claim: Any = up.lift(desk, turn, owner, deadline)
             except BaseException as error:
