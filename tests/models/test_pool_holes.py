@@ -156,30 +156,28 @@ def test_what_others_took_while_a_model_was_loaded_is_no_reason_never_to_try_aga
     assert is_clean(world.pool)
 
 
-def test_a_deferred_unload_that_comes_as_the_load_ends_is_not_kept_for_the_next(
-    world: World,
-) -> None:
-    """Nothing of it may be left where it was answered that the load was over."""
-    desk = world.pool._desk
-    entry = desk.entries["a"]
-    gate = Gate()
-    world.pool.add("c", gate)
-    call = in_thread(world.use, "c")
-    verdict = gate.reached()
-    report = world.pool.unload("c")
-    assert [kept.reason for kept in report.deferred] == ["being loaded"]
-    assert desk.entries["c"].turn.unload_after
-    verdict.set_result(Model(1))
-    call.result()
+def test_an_unload_that_comes_as_a_load_ends_is_of_that_load(world: World) -> None:
+    entry, reports = world.pool._desk.entries["a"], []
+    claims = entry.claims
+
+    class Claims:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(claims, name)
+
+        def end(self, *given: Any) -> Any:
+            if not reports:
+                reports.append(None)
+                reports.append(world.pool.unload("a"))
+            return claims.end(*given)
+
+    entry.claims = Claims()
+    world.use("a")
+    assert [kept.key for kept in reports[1].deferred] == ["a"]
     world.pool.tick()
-    assert world.state("c") == "absent"
-    # The next load is asked for by nobody to end.
-    again = in_thread(world.use, "c")
-    gate.reached(2).set_result(Model(1))
-    again.result()
+    assert world.state("a") == "absent"
+    world.use("a")  # nobody asked for the end of this one
     world.pool.tick()
-    assert world.state("c") == "loaded"
-    assert entry.turn is None
+    assert world.state("a") == "loaded"
 
 
 class TestWorkingBytes:
@@ -247,7 +245,7 @@ class TestWorkingBytes:
             assert model.use() == "cpu"
 
 
-def test_a_deadline_is_of_the_caller_who_has_it() -> None:
+def test_who_has_time_to_wait_for_room_is_not_told_that_another_had_none() -> None:
     gate = Gate()
 
     class Arbiter:
@@ -260,14 +258,15 @@ def test_a_deadline_is_of_the_caller_who_has_it() -> None:
     world.add("b", 80, device="cuda:0")
     lent = world.pool.lease("a")
     lent.__enter__()
-    short = in_thread(lambda: world.pool.lease("b", timeout=0.01).__enter__())
+    hurried = in_thread(world.use, "b")  # waits for nobody's lease
     verdict = gate.reached()
     patient = in_thread(lambda: world.pool.lease("b", timeout=60).__enter__().use())
-    until(lambda: waiters(world.pool, "b") >= 1 and patient.running() is False)
-    with pytest.raises(mw.Busy):
-        short.result()
-    until(lambda: waiters(world.pool, "b") == 1)
+    until(lambda: any(getattr(visit, "_turn", None) for visit in [*world.pool._desk.asking]))
     verdict.set_result(None)
+    with pytest.raises(mw.BudgetExceeded):
+        hurried.result()
+    until(lambda: gate.began == 2 or patient.done())
+    assert not patient.done()
     gate.reached(2).set_result(None)
     until(lambda: world.pool._desk.waiting)
     lent.__exit__()

@@ -156,9 +156,8 @@ class _Visit:
         return begun
 
     def _mends(self, turn: Turn) -> bool:
-        """Whether another's failure is of the time that he had, and not of the load."""
-        had_none = isinstance(turn.error, BudgetExceeded) and self.deadline is not None
-        return had_none or isinstance(turn.error, Busy)
+        """Whether another's load found no room where this one has the time to wait for some."""
+        return self.deadline is not None and isinstance(turn.error, BudgetExceeded)
 
     def _closed(self) -> Released:
         return Released(f"the pool {self.desk.name!r} is closed and lends nothing")
