@@ -447,3 +447,13 @@ def test_who_gives_up_waiting_takes_back_no_promise_to_others(world: World) -> N
         assert in_thread(lambda: world.pool.unload("a", deadline=0)).result().refused
     world.pool.tick()
     assert world.state("a") == "loaded"
+
+
+def test_a_key_that_is_there_already_leaves_nothing_in_the_table(world: World) -> None:
+    claims = world.pool._desk.claims
+    before = claims.slot()
+    with pytest.raises(ValueError, match="already"):
+        world.pool.add("a", lambda: Model(1))
+    made = range(before + 1, claims.slot())
+    assert len(made) == 1
+    assert [claims.look(slot) for slot in made] == [None]

@@ -141,6 +141,7 @@ class ModelPool:
         """
         entry = self._made(key, load, release, device, adapter, nbytes, idle, pin, serial)
         if self._desk.entries.setdefault(key, entry) is not entry:
+            self._desk.claims.forget(entry.slot)
             raise ValueError(f"there is a model {key!r} already")
 
     def lease(
