@@ -457,3 +457,20 @@ def test_a_key_that_is_there_already_leaves_nothing_in_the_table(world: World) -
     made = range(before + 1, claims.slot())
     assert len(made) == 1
     assert [claims.look(slot) for slot in made] == [None]
+
+
+def test_a_load_that_took_more_waits_for_what_is_on_its_way_out() -> None:
+    world, gate = World(ram=100), Gate()
+    old = world.add("old", 60)
+    old.dispose = lambda model: gate()  # type: ignore[method-assign]
+    world.use("old")
+    leaving = in_thread(world.pool.unload, "old")
+    leaves = gate.reached()
+    world.add("new", 30, takes=50)
+    using = in_thread(world.use, "new")
+    until(lambda: world.pool._desk.bells or using.done())
+    leaves.set_result(None)
+    assert using.result() == "cpu"
+    leaving.result()
+    assert len(world.kinds("over reserved")) == 1
+    assert is_clean(world.pool)

@@ -209,9 +209,26 @@ def _settle(
             "over reserved", entry.key, reason="larger than was reserved", nbytes=sum(over.values())
         )
     while short:
+        extra = None
         if not room.evict(desk, dict(short), entry, "larger than reserved"):
-            raise room.exceeded(desk, entry, exact, " now that it is loaded")
-        short = desk.claims.settle(permit, exact)
+            # What is on its way out is waited for: the model is there already, so not in line.
+            try:
+                extra = room.reserve(desk, entry, _beside(desk, short), jump=True)
+            except BudgetExceeded:
+                raise room.exceeded(desk, entry, exact, " now that it is loaded") from None
+        short = desk.claims.settle(permit, exact, extra)
+        if short and extra is not None:
+            desk.claims.free(extra)
+
+
+def _beside(desk: Desk, short: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What has to be promised beside a permit that falls short by so much: what is free as well."""
+    parts = []
+    for account, nbytes in short:
+        usage = desk.claims.usage(account)
+        free = 0 if usage is None else usage.limit - usage.held - usage.promised
+        parts.append((account, nbytes + max(0, free)))
+    return parts
 
 
 def _wake(desk: Desk, turn: Turn, deadline: float | None) -> bool:
