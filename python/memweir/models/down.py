@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from memweir.errors import Busy, Refused
 from memweir.models.ladder import Rung
 from memweir.models.release import Doomed
 from memweir.models.turns import within
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from memweir.models.turns import Turn
 
 __all__ = ["discard", "drop_grant", "lower"]
+
+AGAIN = 5.0
+"""Seconds before a rung down that was refused is tried again."""
 
 
 def lower(
@@ -71,6 +75,11 @@ def _moved(desk: Desk, entry: Entry, to: Rung, reason: str, or_stay: bool) -> bo
     try:
         entry.adapter.move(entry.model, to, entry.spec.device)
         sizes = entry.adapter.nbytes(entry.model)
+    except (Busy, Refused) as error:
+        desk.claims.free(extra)
+        entry.stays_until = desk.clock() + AGAIN
+        desk.events.emit("refused", entry.key, reason=f"{to.name.lower()}: {error}")
+        return True
     except BaseException as error:
         desk.claims.free(extra)
         desk.events.emit("half moved", entry.key, reason=f"{type(error).__name__} on the way down")

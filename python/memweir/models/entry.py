@@ -36,7 +36,7 @@ class Spec:
     idle: Idle
     pin: bool
     serial: bool
-    adapter: Callable[[], Adapter]
+    adapter: Callable[[Any], Adapter]  # the one for a model
 
 
 class Loan(NamedTuple):
@@ -91,6 +91,8 @@ class Entry:
         "sizes",
         "slot",
         "spec",
+        "spent",
+        "stays_until",
         "thrash",
         "turn",
         "unloads",
@@ -128,6 +130,8 @@ class Entry:
     def clear(self) -> None:
         """Nothing is here."""
         self.model: Any = None
+        self.spent: Callable[[Any], bool] | None = None  # whether its user has ended it
+        self.stays_until = -math.inf  # a rung down was refused: not before this
         self.rung = Rung.GONE
         self.sizes = Sizes()
         self.measured_by: str | None = None

@@ -74,7 +74,7 @@ class Keeper:
         if entry.model is None or entry.loans or entry.bells or entry.turn is not None:
             return  # its next release, or the end of the turn, has it looked at again
         entry.window = window_of(entry)
-        at = entry.idle_since + entry.window
+        at = max(entry.idle_since + entry.window, entry.stays_until)
         if at <= now:
             due[entry] = None
         elif at < entry.due:

@@ -150,6 +150,10 @@ class Lease(_Held):
                 if claim is not None:
                     self._desk.claims.release(entry.slot, claim)
                 claim = waiting.arrive(self._desk, entry, owner, self._timeout)
+            elif entry.spent is not None and entry.spent(entry.model):
+                waiting.give_up(self._desk, entry, claim)
+                waiting.renew(self._desk, entry)
+                claim = waiting.arrive(self._desk, entry, owner, self._timeout)
             model = self._take(claim, owner)
             if self._working:
                 self._permit = self._reserve(until)
@@ -184,6 +188,10 @@ class AsyncLease(_Held):
             if claim is None or self._desk.closed:
                 if claim is not None:
                     self._desk.claims.release(entry.slot, claim)
+                claim = await waiting.asynchronous_arrive(self._desk, entry, owner, self._timeout)
+            elif entry.spent is not None and entry.spent(entry.model):
+                waiting.give_up(self._desk, entry, claim)
+                self._desk.start(f"renews {entry.spec.key}", waiting.renew, self._desk, entry)
                 claim = await waiting.asynchronous_arrive(self._desk, entry, owner, self._timeout)
             model = self._take(claim, owner)
             if self._working:

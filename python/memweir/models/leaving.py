@@ -155,24 +155,27 @@ def _deferred(
     return None
 
 
+_BELOW = {Rung.DEVICE: Rung.HOST, Rung.HOST: Rung.MAPPED}
+
+
 def offload(desk: Desk, entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Brings models from their devices into memory; the keys of those that went."""
+    """Brings models from where they are used a rung down; the keys of those that went."""
     batch = []
     for entry in dict.fromkeys(entries):
-        rests = entry.adapter is not None and Rung.HOST in entry.adapter.rungs
-        if entry.rung is not Rung.DEVICE or not rests:
+        start, to = entry.rung, _BELOW.get(entry.rung)
+        if start is not entry.home or entry.adapter is None or to not in entry.adapter.rungs:
             continue
         turn = entry.begin("offloading")
         if turn is None:
             continue
-        if entry.rung is Rung.DEVICE and entry.model is not None:
-            batch.append((turn, Rung.HOST))
+        if to is not None and entry.rung is start and entry.model is not None:
+            batch.append((turn, to))
         else:
             entry.end(turn, entry.rung == entry.home)
     if not batch:
         return ()
     down.lower(desk, batch, "offload", or_stay=True)
-    return tuple(turn.entry.key for turn, _ in batch if turn.entry.rung is Rung.HOST)
+    return tuple(turn.entry.key for turn, to in batch if turn.entry.rung is to)
 
 
 def reclaim(desk: Desk, nbytes: int | None, device: str | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from memweir.errors import Released
-from memweir.models.adapters.opaque import Opaque
+from memweir.models.adapters.auto import chooser
 from memweir.models.adapters.protocol import NOTHING
 from memweir.models.release import Doomed, Release
 from memweir.models.unpin import unpin
@@ -33,13 +33,13 @@ class Loaded(Generic[M]):
     def __init__(
         self,
         load: Callable[[], M],
-        adapter: Adapter,
+        adapter: Callable[[M], Adapter],
         device: str | None,
         name: str,
         let_go: Release,
     ) -> None:
         self._load: Callable[[], M] | None = load
-        self._adapter = adapter
+        self._fit = adapter
         self._device = device
         self._name = name
         self._let_go = let_go
@@ -88,12 +88,13 @@ class Loaded(Generic[M]):
     def _take(self, load: Callable[[], M]) -> M:
         model: M | None = load()
         try:
-            self._adapter.adopt(model, self._device)
-            promised = self._adapter.nbytes(model) or NOTHING
+            adapter = self._fit(model)  # type: ignore[arg-type]
+            adapter.adopt(model, self._device)
+            promised = adapter.nbytes(model) or NOTHING
         except BaseException:
             model = None
             raise
-        self._doomed = Doomed(self._name, model, self._adapter.dispose, promised, "used once")
+        self._doomed = Doomed(self._name, model, adapter.dispose, promised, "used once")
         return model  # type: ignore[return-value]
 
 
@@ -124,6 +125,5 @@ def loaded(
         raise TypeError("load is called without an event loop: give a plain function")
     if adapter is not None and release is not None:
         raise ValueError("an adapter has its own release: give one of the two")
-    if adapter is None:
-        adapter = Opaque(release)
-    return Loaded(load, adapter, device, name, let_go or Release())
+    fit = chooser("auto" if adapter is None else adapter, release)
+    return Loaded(load, fit, device, name, let_go or Release())

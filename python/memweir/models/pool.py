@@ -11,6 +11,7 @@ from memweir import _core
 from memweir._flight import is_async
 from memweir.events import Events
 from memweir.models import keeper, leaving, live
+from memweir.models.adapters.auto import chooser
 from memweir.models.desk import Desk
 from memweir.models.entry import Entry, Spec, caller
 from memweir.models.ladder import Idle
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from memweir.models.report import ShutdownReport, UnloadReport
 
     Size = int | str
-    Given = Literal["auto", "opaque"] | Adapter | Callable[[], Adapter]
+    Given = Literal["auto", "opaque", "session"] | Adapter | Callable[[], Adapter]
 
 __all__ = ["ModelPool"]
 
@@ -229,7 +230,8 @@ class ModelPool:
                 pass
 
     def offload(self, *keys: str) -> tuple[str, ...]:
-        """Brings models that nobody uses from their devices into memory; which ones went.
+        """Brings models that nobody uses from their devices into memory, and those whose place is
+        memory to their mapped files; which ones went.
 
         Not those that are lent, nor those whose adapter has only one place for them.
         """
@@ -394,7 +396,7 @@ class ModelPool:
             idle=self._idle if idle is None else _checked(idle),
             pin=bool(pin),
             serial=bool(serial),
-            adapter=_adapters(adapter, release),
+            adapter=chooser(adapter, release),
         )
         return Entry(spec, self._desk.claims)
 
@@ -413,18 +415,6 @@ def _limits(device: Any) -> Callable[[str], int | None]:
     return lambda name: size
 
 
-def _adapters(given: Any, release: Any) -> Callable[[], Adapter]:
-    if isinstance(given, str) and given in ("auto", "opaque"):
-        from memweir.models.adapters.opaque import Opaque
-
-        return lambda: Opaque(release)
-    if isinstance(given, str):
-        raise ValueError(f'adapter is "auto", "opaque" or an adapter, not {given!r}')
-    if callable(given):
-        return given  # type: ignore[no-any-return]
-    return lambda: given
-
-
 def _device_bytes() -> int | None:
     from memweir.process._devices import device_bytes
 
@@ -434,4 +424,4 @@ def _device_bytes() -> int | None:
 def _nothing(key: str) -> Spec:
     from memweir.models.adapters.opaque import Opaque
 
-    return Spec(key, lambda: None, None, None, Idle.never(), True, False, Opaque)
+    return Spec(key, lambda: None, None, None, Idle.never(), True, False, lambda _: Opaque())

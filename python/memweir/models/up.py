@@ -94,7 +94,7 @@ def _load(desk: Desk, turn: Turn, deadline: float | None) -> None:
         permit = room.reserve(desk, entry, parts, rest=rest, deadline=deadline)
         meter = Meter(desk, entry)
         model = _made(desk, entry)
-        fresh = entry.spec.adapter()
+        fresh = entry.spec.adapter(model)
         fresh.adopt(model, entry.spec.device)
         adapter = entry.adapter = fresh
         sizes, by = _sized(entry, model, meter)
@@ -117,6 +117,7 @@ def _load(desk: Desk, turn: Turn, deadline: float | None) -> None:
         raise
     entry.model, entry.permit, entry.sizes, entry.measured_by = model, permit, sizes, by
     entry.rung = entry.home = adapter.rungs[0]
+    entry.spent = getattr(adapter, "spent", None)
     entry.load_seconds = desk.clock() - began
     entry.resident_since = desk.clock()
     _count(desk, entry)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from memweir._flight import without_frames
 from memweir.errors import BudgetExceeded, Busy, LoadFailed, Released
-from memweir.models import room, up
+from memweir.models import down, keeper, room, up
 from memweir.models.entry import on_this_loop, ring_all
 from memweir.models.ladder import Rung
 from memweir.models.turns import PATROL, Turn, mine, waits_for
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from memweir.models.desk import Desk
     from memweir.models.entry import Entry
 
-__all__ = ["arrive", "asynchronous_arrive", "let_go"]
+__all__ = ["arrive", "asynchronous_arrive", "give_up", "let_go", "renew"]
 
 
 def arrive(desk: Desk, entry: Entry, owner: Any, timeout: float | None) -> int:
@@ -242,6 +242,24 @@ def let_go(desk: Desk, entry: Entry, claim: int) -> None:
     if entry.bells:
         entry.ring()
     ring_all(desk.bells)
+
+
+def give_up(desk: Desk, entry: Entry, claim: int) -> None:
+    """Ends a claim on a model that its user has ended: from now on nobody gets that one."""
+    desk.claims.drain(entry.slot)  # the claim is held: it cannot be another model by now
+    keeper.ensure(desk)
+    let_go(desk, entry, claim)
+
+
+def renew(desk: Desk, entry: Entry) -> None:
+    """Lets go a model that nobody gets any more, unless others do so, or have it still."""
+    turn = entry.begin("unloading")
+    if turn is None:
+        return  # who comes for another waits for them
+    if entry.model is None or entry.spent is None or not entry.spent(entry.model):
+        entry.end(turn, entry.model is not None and entry.rung is entry.home)
+        return
+    down.lower(desk, [(turn, Rung.GONE)], "ended by its user")
 
 
 def _check_back_off(desk: Desk, entry: Entry) -> None:

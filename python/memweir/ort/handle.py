@@ -262,14 +262,17 @@ class Session:
         """Whether nothing can be run any more."""
         return "session" not in self._kept or self._home != os.getpid()
 
-    def close(self, timeout: float | None = None) -> CloseReport:
+    def close(self, timeout: float | None = None, *, trim: bool = True) -> CloseReport:
         """Waits for what runs, frees the session and gives its memory back.
 
         Meanwhile nobody begins another run. After ``timeout`` seconds it raises
         :class:`~memweir.Busy`, and the session goes on. A second call returns the first one's
-        report. Called by a callback of :meth:`run_async`, it ends the session after that.
+        report. With ``trim=False`` its memory is left to a trim of the caller's, who ends several
+        with one. Called by a callback of :meth:`run_async`, it ends the session after that.
         """
         timeout = seconds("timeout", timeout)
+        if not trim:
+            self._trim = None
         if self._home != os.getpid():
             # Its threads are the parent's: it cannot be taken apart here, and takes no memory
             # that is not shared with the parent.

@@ -27,6 +27,8 @@ class OffloadReport:
     dirty: int
     """How many were left alone, since somebody had written to them."""
     why: str | None = None
+    again: bool = False
+    """Whether the same call may do more in a moment."""
 
 
 # Who opens or closes a session says so, then looks whether pages are being dropped; who drops
@@ -55,7 +57,8 @@ def offload(files: Iterable[str]) -> OffloadReport:
     _dropping[token] = None
     try:
         if _changing:
-            return OffloadReport(0, 0, 0, "a session is being opened or closed: ask again")
+            why = "a session is being opened or closed: ask again"
+            return OffloadReport(0, 0, 0, why, again=True)
         return _offload(files)
     finally:
         _dropping.pop(token, None)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import types
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from memweir.errors import LoadFailed, UnsupportedType
+from memweir.models.adapters.managed import Managed, checked_release
 from memweir.models.adapters.weights import find_weights
 from memweir.models.ladder import Rung
 
@@ -18,14 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Opaque"]
 
-# Values that many may return: one of them says nothing about who has it.
-_COMMON = (str, bytes, int, float, bool, type)
 
-# By the model's id, which is its own while an adapter has it; the adapters are the pools'.
-_managed: WeakValueDictionary[int, Opaque] = WeakValueDictionary()
-
-
-class Opaque:
+class Opaque(Managed):
     """The adapter of an object that is loaded and let go as a whole.
 
     ``release`` is called with the model when it goes. The model rests where its loader put it: on
@@ -35,14 +28,8 @@ class Opaque:
     name = "opaque"
 
     def __init__(self, release: Callable[..., object] | None = None) -> None:
-        from memweir._flight import is_async
-
-        if release is not None and not callable(release):
-            raise TypeError(f"release is called, and {type(release).__name__} cannot be")
-        if release is not None and is_async(release):
-            raise TypeError("release is called without an event loop: give a plain function")
-        self._release = release
-        self._id: int | None = None
+        super().__init__()
+        self._release = checked_release(release)
         self._rungs: tuple[Rung, ...] = (Rung.HOST,)
 
     @property
@@ -81,24 +68,3 @@ class Opaque:
         self._forget()
         if self._release is not None:
             self._release(model)
-
-    def _claim(self, model: Any) -> None:
-        self._forget()
-        if isinstance(model, _COMMON):
-            return
-        if _managed.setdefault(id(model), self) is not self:
-            raise LoadFailed(
-                "the loader returned an object that is managed already, under another key or by "
-                "another pool: it would be let go twice; make a new one in each load"
-            )
-        self._id = id(model)
-
-    def _forget(self) -> None:
-        mine, self._id = self._id, None
-        if mine is not None and _managed.get(mine) is self:
-            _managed.pop(mine, None)
-
-
-if hasattr(os, "register_at_fork"):
-    # A child's pools are empty.
-    os.register_at_fork(after_in_child=_managed.clear)

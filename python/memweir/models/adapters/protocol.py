@@ -63,7 +63,10 @@ class Adapter(Protocol):
         """What the model takes, counted; ``None`` where it cannot be counted."""
 
     def move(self, model: Any, to: Rung, device: str | None) -> None:
-        """Brings the model to another of its rungs."""
+        """Brings the model to another of its rungs.
+
+        On the way down ``Refused`` or ``Busy`` says that it is where it was, and may be lent.
+        """
 
     def dispose(self, model: Any) -> None:
         """Lets the model go: what it needs beside losing its last reference."""
