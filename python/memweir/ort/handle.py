@@ -17,6 +17,7 @@ from memweir.errors import BadModel, Busy, Released
 from memweir.process._aside import spawn
 from memweir.process._engine import seconds
 
+from .late import NOTE, is_late, trim_later
 from .offload import changing, offload
 from .settings import SHRINK
 
@@ -107,7 +108,8 @@ class Session:
         self._runtime = inside.runtime
         self._config = dict(inside.run_config)
         self._files = inside.files
-        self._trim = inside.trim
+        self._trim = self._late_trim = inside.trim
+        self._asynchronous = False
         self._no_bytes = inside.bytes_dropped
         # A run enters its name here, then looks whether the session closes; who closes says so
         # first, then looks here. Single operations only: no lock that a fork could catch.
@@ -167,6 +169,7 @@ class Session:
         run_options: Any = None,
     ) -> Any:
         """``InferenceSession.run_async``; the session counts as running until ``callback`` ends."""
+        self._asynchronous = True
         called = _Callback(callback)
         # The runtime lets go of the callback last, in C: until then its thread wants the
         # interpreter, and whoever frees the session holds that and waits for the thread.
@@ -335,6 +338,10 @@ class Session:
                     if not held.alive():
                         break
                     time.sleep(0.005)
+        if self._asynchronous and is_late(*held.parts()):
+            if self._late_trim is not None:
+                trim_later(held.alive, self._late_trim)
+            return CloseReport(None, time.monotonic() - begun, waited, note=NOTE)
         trim = None if self._trim is None else self._trim()
         word = "something outside still refers to the runtime's session" if held.alive() else None
         return CloseReport(trim, time.monotonic() - begun, waited, held=word)
@@ -465,15 +472,24 @@ class _freed:  # noqa: N801  it is used like a function
     """Tells whether a session lives on although its handle let go of it."""
 
     def __init__(self, session: Any) -> None:
-        self.refs = []
+        self.refs: list[Callable[[], Any]] = []
         for part in (session, getattr(session, "_sess", None)):
             try:
                 self.refs.append(weakref.ref(part))
             except TypeError:  # None, or what cannot be referred to so
-                pass
+                self.refs.append(_nothing)
+
+    def parts(self) -> tuple[bool, bool]:
+        """Whether the runtime's Python object lives, and its own part."""
+        outer, inner = (ref() is not None for ref in self.refs)
+        return outer, inner
 
     def alive(self) -> bool:
-        return any(ref() is not None for ref in self.refs)
+        return any(self.parts())
+
+
+def _nothing() -> None:
+    return None
 
 
 def _after_fork_in_child() -> None:

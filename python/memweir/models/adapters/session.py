@@ -96,8 +96,8 @@ class Session(Managed):
                 self._release(model)
         finally:
             report = model.close(self._patience, trim=False)
-        if report.held is not None:
-            raise InUse(report.held)
+        if report.held is not None or report.note is not None:
+            raise InUse(report.held or report.note or "")
 
 
 def _drop(model: Any, adapter: Session) -> None:
