@@ -28,13 +28,10 @@ def test_30_one_factory_makes_the_options_of_every_profile():
     for profile in PROFILES:
         mw.ort.session(IDENTITY, profile, runtime=fake, threads=3, prepacked=False).close()
     made = dict(zip(PROFILES, (options for _, options, _, _ in fake.asked), strict=True))
-    spinning = {f"session.{kind}_op.allow_spinning": "0" for kind in ("intra", "inter")}
+    ours = {f"session.{kind}_op.allow_spinning": "0" for kind in ("intra", "inter")}
+    ours["session.use_device_allocator_for_initializers"] = "1"
     assert all(options.intra_op_num_threads == 3 for options in made.values())
-    assert made["balanced"].entries == spinning
-    assert made["lean"].entries == {
-        **spinning,
-        "session.use_device_allocator_for_initializers": "1",
-    }
+    assert made["balanced"].entries == made["lean"].entries == ours
     assert not made["arena_off"].enable_cpu_mem_arena
     assert not made["arena_off"].enable_mem_pattern
     untouched = FakeOptions()
