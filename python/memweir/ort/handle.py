@@ -17,7 +17,7 @@ from memweir.errors import BadModel, Busy, Released
 from memweir.process._aside import spawn
 from memweir.process._engine import seconds
 
-from .late import NOTE, is_late, trim_later
+from .late import NOTE, Watch, is_late, trim_later
 from .offload import changing, offload
 from .settings import SHRINK
 
@@ -328,7 +328,7 @@ class Session:
         waited = time.monotonic() - begun
         for binding in list(self._bindings):
             binding._iobinding = binding._session = _Gone()
-        held = _freed(self._kept["session"])
+        held = Watch(self._kept["session"])
         with changing():
             self._kept.pop("session")
             if held.alive():
@@ -466,30 +466,6 @@ class _Gone:
 
     def __getattr__(self, name: str) -> Any:
         raise Released("the session of this binding was closed: open another")
-
-
-class _freed:  # noqa: N801  it is used like a function
-    """Tells whether a session lives on although its handle let go of it."""
-
-    def __init__(self, session: Any) -> None:
-        self.refs: list[Callable[[], Any]] = []
-        for part in (session, getattr(session, "_sess", None)):
-            try:
-                self.refs.append(weakref.ref(part))
-            except TypeError:  # None, or what cannot be referred to so
-                self.refs.append(_nothing)
-
-    def parts(self) -> tuple[bool, bool]:
-        """Whether the runtime's Python object lives, and its own part."""
-        outer, inner = (ref() is not None for ref in self.refs)
-        return outer, inner
-
-    def alive(self) -> bool:
-        return any(self.parts())
-
-
-def _nothing() -> None:
-    return None
 
 
 def _after_fork_in_child() -> None:

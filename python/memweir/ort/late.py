@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from memweir.process._aside import spawn
@@ -16,9 +17,30 @@ from memweir.process._aside import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["NOTE", "is_late", "trim_later"]
+__all__ = ["NOTE", "Watch", "is_late", "trim_later"]
 
 NOTE = "the runtime frees it when the main thread runs next, and the trim comes after that"
+
+
+class Watch:
+    """Tells whether a session lives on although its handle let go of it."""
+
+    def __init__(self, session: Any) -> None:
+        self.refs: list[Callable[[], Any]] = []
+        for part in (session, getattr(session, "_sess", None)):
+            try:
+                self.refs.append(weakref.ref(part))
+            except TypeError:  # None, or what cannot be referred to so
+                self.refs.append(lambda: None)
+
+    def parts(self) -> tuple[bool, bool]:
+        """Whether the runtime's Python object lives, and its own part."""
+        outer, inner = (ref() is not None for ref in self.refs)
+        return outer, inner
+
+    def alive(self) -> bool:
+        """Whether either does."""
+        return any(self.parts())
 
 
 def is_late(outer: bool, inner: bool) -> bool:
