@@ -69,7 +69,7 @@ fn more_arenas_than_there_should_be_have_a_thread_each() {
 }
 
 #[test]
-fn little_at_the_tops_takes_no_thread_and_changes_no_threshold() {
+fn little_at_the_tops_takes_no_thread_and_fixes_no_threshold() {
     let _alone = alone();
     script(&[&[BIG, 300 << 10, 0]]);
     let step = step(&|_| unreachable!("no thread is needed"));
@@ -77,7 +77,8 @@ fn little_at_the_tops_takes_no_thread_and_changes_no_threshold() {
     assert!(step.ok);
     assert_eq!((sweep.sweepers, sweep.arenas_seen, sweep.arenas_swept), (0, Some(3), Some(3)));
     assert_eq!(sweep.trim_threshold, None);
-    assert!(calls().is_empty());
+    // glibc itself moves them as far as it ever does.
+    assert_eq!(calls(), ["malloc(33423360)", "free()"]);
 }
 
 #[test]

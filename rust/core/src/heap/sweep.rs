@@ -11,7 +11,9 @@
 //! afterwards, and named. To set it also ends glibc's own moving of the size from which on blocks
 //! are maps of their own. Where that is still small, larger ones would be faulted in anew at each
 //! use from then on. So glibc is first led to move it as far as it ever does, by a large block that
-//! is freed untouched; where others chose that size, this changes nothing.
+//! is freed untouched; where others chose that size, this changes nothing. That is done where there
+//! is nothing to sweep, too: the trim threshold moves with it, and who computes in a heap that was
+//! just trimmed would otherwise have its end taken away, and faulted in anew, every time.
 //!
 //! An arena counts as swept when little is left at its top, whoever made it so.
 
@@ -89,18 +91,20 @@ pub fn sweep(glibc: &Glibc, start: Start<'_>) -> Sweep {
     let found = glibc.arenas();
     let mut left = note(&mut sweep, found.as_deref());
     sweep.tops_before = sweep.tops_after;
+    let heap = glibc.malloc.zip(glibc.free).map(|(malloc, free)| Heap { malloc, free });
+    if let Some(heap) = heap {
+        heap.hold(LARGEST, |_| ());
+    }
     if left == Some(0) {
         return sweep;
     }
-    let (Some(malloc), Some(free)) = (glibc.malloc, glibc.free) else {
+    let Some(heap) = heap else {
         return Sweep {
             why: Some("the symbols malloc and free are missing".into()),
             failed: true,
             ..sweep
         };
     };
-    let heap = Heap { malloc, free };
-    heap.hold(LARGEST, |_| ());
     let Some(lowered) = Lowered::new(glibc) else {
         let why = "mallopt is missing or refuses a trim threshold".into();
         return Sweep { why: Some(why), failed: true, ..sweep };

@@ -147,7 +147,9 @@ Rss:                   4 kB
         use std::io::Write;
         let path = std::env::temp_dir().join(format!("memweir-pages-{}", std::process::id()));
         let length = 64 << 10;
-        std::fs::File::create(&path).and_then(|mut file| file.write_all(&vec![7; length])).unwrap();
+        let mut written = std::fs::File::create(&path).unwrap();
+        written.write_all(&vec![7; length]).unwrap();
+        written.sync_all().unwrap(); // pages that are not on disk yet count as written to
         let file = std::fs::File::open(&path).unwrap();
         use std::os::fd::AsRawFd;
         // SAFETY: a new private map of an open file; it is read and written within its length.
