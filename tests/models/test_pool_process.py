@@ -66,10 +66,10 @@ def test_a_child_finds_its_pools_empty_and_can_use_them() -> None:
             grants.append(key)
 
     pool = mw.ModelPool(
-        ram=100, idle=mw.Idle(unload=1000), trim=int, collect=int, arbiter=Arbiter()
+        ram="1 GiB", idle=mw.Idle(unload=1000), trim=int, collect=int, arbiter=Arbiter()
     )
-    pool.add("a", Model, release=released.append, nbytes=60)
-    pool.add("b", Model, nbytes=60)
+    pool.add("a", Model, release=released.append, nbytes="600 MiB")
+    pool.add("b", Model, nbytes="600 MiB")
     pool.add("card", Model, device="cuda:0")
     with pool.lease("card"):
         pass
@@ -109,9 +109,13 @@ def test_a_fork_in_the_middle_of_everything() -> None:
     python(
         FORK
         + """
-    pool = mw.ModelPool(ram=100, idle=mw.Idle(unload=0.001), trim=int, collect=int, residence=0)
+    # So many that what this process takes meanwhile is nothing beside it.
+    GIB = 1 << 30
+    pool = mw.ModelPool(
+        ram=100 * GIB, idle=mw.Idle(unload=0.001), trim=int, collect=int, residence=0
+    )
     for n in range(4):
-        pool.add(f"k{n}", Model, nbytes=40)
+        pool.add(f"k{n}", Model, nbytes=40 * GIB)
     stop = threading.Event()
 
     def churn(n):
@@ -127,7 +131,7 @@ def test_a_fork_in_the_middle_of_everything() -> None:
         for n in range(4):
             with pool.lease(f"k{n}", timeout=30):
                 pass
-        assert pool.status().ram.held <= 100
+        assert pool.status().ram.held <= 100 * GIB
         assert pool.close(deadline=30).finished
 
     threads = [threading.Thread(target=churn, args=(n,)) for n in range(6)]

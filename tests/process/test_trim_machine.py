@@ -117,7 +117,9 @@ class TrimMachine(RuleBasedStateMachine):
         if again:
             self.trim = Trim(again)
             self.go()
-            soon(lambda: self.world.trims.waiting == len(again))
+        # Who has the report has not left yet.
+        left = 0 if self.trim is None else len(self.trim.calls)
+        soon(lambda: self.world.trims.waiting == left)
 
     @rule(
         kind=st.integers(0, 2),
