@@ -58,8 +58,8 @@ pytest: build/dev.stamp build/hub0.stamp build/ort0.stamp build/allocators.stamp
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider $(HALF) $(PYTEST_ARGS) & half=$$!; \
 	status=0; \
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(HALF:%=--ignore=%) $(PYTEST_ARGS) || status=$$?; \
-	wait $$half || status=$$?; \
 	PYTHONPATH=python $(ORT0)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests/ort $(PYTEST_ARGS) || status=$$?; \
+	wait $$half || status=$$?; \
 	exit $$status
 
 # The same tests under another allocator. Not within `test`: it takes as long again.
