@@ -218,7 +218,7 @@ def test_close_waits_for_a_callback_that_has_not_ended(tiny):
 def test_a_session_that_the_runtime_keeps_for_the_main_thread_is_trimmed_when_it_is_gone(tiny):
     trims = []
     session = mw.ort.session(tiny, threads=2, trim=False)
-    session._trim = session._late_trim = lambda: trims.append(native())
+    session._trim = lambda: trims.append(native())
     inside, gate = threading.Event(), threading.Event()
 
     def callback(results, data, error):
@@ -244,7 +244,7 @@ def test_a_runtime_that_keeps_its_own_part_is_said_to_and_trimmed_later():
     trims, kept = [], []
     fake = FakeRuntime()
     session = mw.ort.session(IDENTITY, runtime=fake, trim=False)
-    session._late_trim = session._trim = lambda: trims.append("trim")
+    session._trim = lambda: trims.append("trim")
     session._inner()._sess = type("Native", (), {})()
     kept.append(session._inner()._sess)
     session._asynchronous = True

@@ -13,9 +13,6 @@ from memweir.models.turns import within
 from memweir.models.unpin import unpin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from memweir.models.adapters.protocol import Adapter
     from memweir.models.desk import Desk
     from memweir.models.entry import Entry
     from memweir.models.report import UnloadReport
@@ -143,12 +140,8 @@ def discard(desk: Desk, entries: list[Entry], reason: str) -> UnloadReport:
 
 
 def _doomed(entry: Entry, reason: str) -> Doomed:
-    finalizer = None if entry.adapter is None else _finalizer(entry.adapter)
+    finalizer = None if entry.adapter is None else entry.adapter.dispose
     return Doomed(entry.key, entry.model, finalizer, entry.sizes, reason, entry.rung)
-
-
-def _finalizer(adapter: Adapter) -> Callable[[object], None]:
-    return adapter.dispose
 
 
 def drop_grant(entry: Entry) -> None:

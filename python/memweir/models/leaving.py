@@ -12,6 +12,7 @@ from memweir.models.entry import caller, is_lost, on_this_loop, ring_all
 from memweir.models.ladder import Rung
 from memweir.models.report import Kept, ShutdownReport, UnloadReport
 from memweir.models.turns import PATROL, Turn, mine, waits_for
+from memweir.models.waiting import let_go
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -220,8 +221,6 @@ def _one_rung_down(desk: Desk, account: int, device: str | None, need: int) -> N
 
 def release_abandoned(desk: Desk) -> tuple[str, ...]:
     """Ends the leases whose holders are gone; where they were taken."""
-    from memweir.models.waiting import let_go
-
     told = []
     for entry in desk.entries.copy().values():
         keeper.tell_lost(desk, entry)

@@ -327,7 +327,7 @@ def _failed(desk: Desk, turn: Turn, error: Exception) -> None:
         return  # its caller was in a hurry: another of those who wait tries again
     turn.error = entry.error = without_frames(error)
     desk.events.emit("failed", entry.key, reason=type(error).__name__)
-    if isinstance(error, (BudgetExceeded, Busy, Refused, Released, ModuleNotFoundError)):
+    if isinstance(error, (BudgetExceeded, Refused, Released, ModuleNotFoundError)):
         return  # may be otherwise the next moment, and costs nothing to find out
     entry.failures += 1
     delay = min(MOST, FIRST * 2 ** min(entry.failures - 1, 16))

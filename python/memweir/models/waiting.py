@@ -275,7 +275,7 @@ def _check_back_off(desk: Desk, entry: Entry) -> None:
 def _told(entry: Entry, error: BaseException) -> LoadFailed | Any:
     """An error of this caller's own: one that is shared would keep the frames of all of them."""
     copy = without_frames(error)
-    if isinstance(error, (Busy, Released)) or type(error).__name__ == "BudgetExceeded":
+    if isinstance(error, (BudgetExceeded, Busy, Released)):
         return copy
     told = LoadFailed(f"the load of {entry.key!r} failed with {type(error).__qualname__}")
     told.__cause__ = copy

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -108,7 +109,7 @@ class Session:
         self._runtime = inside.runtime
         self._config = dict(inside.run_config)
         self._files = inside.files
-        self._trim = self._late_trim = inside.trim
+        self._trim = inside.trim
         self._asynchronous = False
         self._no_bytes = inside.bytes_dropped
         # A run enters its name here, then looks whether the session closes; who closes says so
@@ -274,22 +275,20 @@ class Session:
         with one. Called by a callback of :meth:`run_async`, it ends the session after that.
         """
         timeout = seconds("timeout", timeout)
-        if not trim:
-            self._trim = None
         if self._home != os.getpid():
             # Its threads are the parent's: it cannot be taken apart here, and takes no memory
             # that is not shared with the parent.
             return CloseReport(None, 0.0, 0.0, note="it belongs to the parent of this process")
         inside = "callback" if getattr(_local, "inside", 0) else "run" if self._runs_here() else ""
         if inside:  # the latter in a signal handler or a finalizer
-            spawn(self._finish, "memweir-ort-close")
+            spawn(partial(self.close, trim=trim), "memweir-ort-close")
             return CloseReport(None, 0.0, 0.0, note=f"it ends after the {inside} that closed it")
         begun = time.monotonic()
         self._closing += 1
         try:
             self._drain(begun, timeout)
             # Before anybody may run again.
-            return self._end(begun)
+            return self._end(begun, trim)
         finally:
             self._closing -= 1
 
@@ -301,14 +300,14 @@ class Session:
                 raise Busy(f"{len(self._runs)} runs have not ended; the session goes on")
             time.sleep(min(left, 0.001 if time.monotonic() - begun < 0.1 else left))
 
-    def _end(self, begun: float) -> CloseReport:
+    def _end(self, begun: float, trims: bool) -> CloseReport:
         me, cut = _token(), CloseReport(None, 0.0, 0.0, note="it was interrupted")
         report: CloseReport | None = None
         try:
             first = self._ends.setdefault("by", me)
             if first is not me:
                 return self._ended(first)
-            report = self._free(begun)
+            report = self._free(begun, trims)
             return report
         finally:
             # Whatever interrupts it, nobody waits for ever.
@@ -324,7 +323,7 @@ class Session:
             self._over.wait(_PATROL)
         return self._report
 
-    def _free(self, begun: float) -> CloseReport:
+    def _free(self, begun: float, trims: bool) -> CloseReport:
         waited = time.monotonic() - begun
         for binding in list(self._bindings):
             binding._iobinding = binding._session = _Gone()
@@ -339,15 +338,12 @@ class Session:
                         break
                     time.sleep(0.005)
         if self._asynchronous and is_late(*held.parts()):
-            if self._late_trim is not None:
-                trim_later(held.alive, self._late_trim)
+            if self._trim is not None:  # the caller's own comes before it has died
+                trim_later(held.alive, self._trim)
             return CloseReport(None, time.monotonic() - begun, waited, note=NOTE)
-        trim = None if self._trim is None else self._trim()
+        trim = self._trim() if trims and self._trim is not None else None
         word = "something outside still refers to the runtime's session" if held.alive() else None
         return CloseReport(trim, time.monotonic() - begun, waited, held=word)
-
-    def _finish(self) -> None:
-        self.close()
 
     def __enter__(self) -> Self:
         self._inner()

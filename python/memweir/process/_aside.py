@@ -31,7 +31,7 @@ class Outcome:
     skipped: str | None = None
 
 
-def spawn(work: Callable[[], None], name: str) -> None:
+def spawn(work: Callable[[], object], name: str) -> None:
     """Starts a thread that keeps nobody from exiting."""
     threading.Thread(target=work, name=name, daemon=True).start()
 
