@@ -136,6 +136,19 @@ def test_52b_a_bounded_wait_ends_visibly_and_stops_nothing() -> None:
     assert gate.began == 1
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -1.0, "1", True])
+def test_a_wait_that_is_no_number_of_seconds_is_refused(world: World, bad: object) -> None:
+    kind = ValueError if isinstance(bad, float) else TypeError
+    for call in (
+        lambda: world.pool.lease("a", timeout=bad),  # type: ignore[arg-type]
+        lambda: world.pool.alease("a", timeout=bad),  # type: ignore[arg-type]
+        lambda: world.pool.unload("a", deadline=bad),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(kind, match="seconds"):
+            call()
+    assert world.state("a") == "absent"
+
+
 class TestUnloadOfWhatIsLent:
     def test_may_be_refused(self, world: World) -> None:
         with world.pool.lease("a"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from memweir import _core
 from memweir._flight import is_async
+from memweir._seconds import seconds
 from memweir.events import Events
 from memweir.models import keeper, leaving, live
 from memweir.models.adapters.auto import chooser
@@ -169,6 +170,8 @@ class ModelPool:
         entry = self._desk.entries.get(key)
         if entry is None or options:
             entry = self._find(key, load, options)
+        if timeout is not None:
+            timeout = seconds("timeout", timeout)
         return Lease(self._desk, entry, timeout, parse_size(working_bytes) if working_bytes else 0)
 
     def alease(
@@ -182,6 +185,7 @@ class ModelPool:
     ) -> AsyncLease:
         """:meth:`lease` for tasks: ``async with pool.alease(key) as model``."""
         entry = self._find(key, load, options)
+        timeout = seconds("timeout", timeout)
         return AsyncLease(self._desk, entry, timeout, parse_size(working_bytes))
 
     async def run(self, key: str, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -257,6 +261,7 @@ class ModelPool:
             raise ValueError(f'leased is "defer", "refuse" or "wait", not {leased!r}')
         if deadline is not None and policy != "wait":
             raise ValueError(f"a deadline is for waiting, not to {policy}")
+        deadline = seconds("deadline", deadline)
         entries = self._known(keys)
         if prefix is not None:
             entries += [e for k, e in self._desk.entries.copy().items() if k.startswith(prefix)]

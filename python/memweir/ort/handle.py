@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from memweir._seconds import seconds
 from memweir.errors import BadModel, Busy, Released
 from memweir.process._aside import spawn
-from memweir.process._engine import seconds
 
 from .late import NOTE, Watch, is_late, trim_later
 from .offload import changing, offload

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from memweir._seconds import seconds
 from memweir.process._aside import Aside, spawn
 from memweir.process._pace import WIN, Pace
 from memweir.process._report import TrimReport, signed
@@ -219,17 +220,6 @@ class Trims:
         deadline = seconds("deadline", deadline)
         want = Want(depth, interval, interval is None or (level == "gc" and depth == GC))
         return want, None if deadline is None else self._means.clock() + deadline
-
-
-def seconds(name: str, value: float | None) -> float | None:
-    """A number of seconds from a caller."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds or None, not {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name} is a number of seconds from 0: {value!r}")
-    return float(value)
 
 
 _all: weakref.WeakSet[Trims] = weakref.WeakSet()
