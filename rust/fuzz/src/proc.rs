@@ -96,15 +96,14 @@ fn status(text: &[u8]) {
 
 fn stat(text: &[u8]) {
     let field = |name: &str| {
-        let lines = lines(text).into_iter().map(words);
-        let line = lines.into_iter().find(|words| words.first() == Some(&name.as_bytes()))?;
-        plain(line.get(1)?)
+        let rest = lines(text).into_iter().find_map(|line| line.strip_prefix(name.as_bytes()))?;
+        plain(words(rest).first()?)
     };
-    let inactive = field("total_inactive_file").or_else(|| field("inactive_file"));
+    let inactive = field("total_inactive_file ").or_else(|| field("inactive_file "));
     let read = text::stat(text);
     assert_eq!(read.map(|s| s.inactive_file), inactive);
     if let Some(limit) = read.and_then(|s| s.hierarchical) {
-        assert!(field("hierarchical_memory_limit") == Some(limit) && limit < 1 << 62);
+        assert!(field("hierarchical_memory_limit ") == Some(limit) && limit < 1 << 62);
     }
 }
 

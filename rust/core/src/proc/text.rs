@@ -108,33 +108,24 @@ pub fn statm(text: &[u8], page: u64) -> Option<Statm> {
 
 /// `/proc/PID/status`.
 pub fn status(text: &[u8]) -> Option<Status> {
-    let field = |name: &str| kibibytes(text, name);
-    Some(Status {
-        anon: field("RssAnon:")?,
-        file: field("RssFile:")?,
-        shmem: field("RssShmem:")?,
-        swap: field("VmSwap:"),
-        peak: field("VmHWM:"),
-    })
+    let names = ["VmHWM:", "RssAnon:", "RssFile:", "RssShmem:", "VmSwap:"];
+    let [peak, anon, file, shmem, swap] = kibibytes(text, names);
+    Some(Status { anon: anon?, file: file?, shmem: shmem?, swap, peak })
 }
 
 /// A field of `/proc/meminfo`, with its colon.
 pub fn meminfo(text: &[u8], name: &str) -> Option<u64> {
-    kibibytes(text, name)
+    let [value] = kibibytes(text, [name]);
+    value
 }
 
 /// `memory.stat` of either version.
 pub fn stat(text: &[u8]) -> Option<Stat> {
-    let field = |name: &str| {
-        let mut found = lines(text).map(words).filter_map(|mut words| {
-            (words.next()? == name.as_bytes()).then(|| number(words.next()?))
-        });
-        found.next().flatten()
-    };
-    let hierarchical = field("hierarchical_memory_limit").filter(|bytes| *bytes < UNLIMITED);
+    let names = ["hierarchical_memory_limit ", "total_inactive_file ", "inactive_file "];
+    let [hierarchical, below, alone] = fields(text, names, |rest| number(words(rest).next()?));
+    let hierarchical = hierarchical.filter(|bytes| *bytes < UNLIMITED);
     // v1 counts the group alone, and with `total_` those below it, which are charged to it, too.
-    let inactive_file = field("total_inactive_file").or_else(|| field("inactive_file"))?;
-    Some(Stat { inactive_file, hierarchical })
+    Some(Stat { inactive_file: below.or(alone)?, hierarchical })
 }
 
 /// `memory.pressure`, and `/proc/pressure/memory`.
@@ -169,18 +160,34 @@ fn percent(text: &[u8]) -> Option<f64> {
 
 /// `/proc/PID/smaps_rollup`.
 pub fn rollup(text: &[u8]) -> Option<Rollup> {
-    let field = |name: &str| kibibytes(text, name);
-    let own = field("Private_Clean:")?.checked_add(field("Private_Dirty:")?)?;
-    let uss = own.checked_add(field("Private_Hugetlb:").unwrap_or(0))?;
-    Some(Rollup { pss: field("Pss:")?, uss, huge: field("AnonHugePages:")? })
+    let names = ["Pss:", "Private_Clean:", "Private_Dirty:", "Private_Hugetlb:", "AnonHugePages:"];
+    let [pss, clean, dirty, hugetlb, huge] = kibibytes(text, names);
+    let uss = clean?.checked_add(dirty?)?.checked_add(hugetlb.unwrap_or(0))?;
+    Some(Rollup { pss: pss?, uss, huge: huge? })
 }
 
-/// The bytes of a line such as `VmSwap:       12 kB`.
-fn kibibytes(text: &[u8], name: &str) -> Option<u64> {
-    let line = lines(text).find_map(|line| line.strip_prefix(name.as_bytes()))?;
-    let mut words = words(line);
-    let value = number(words.next()?)?.checked_mul(1024)?;
-    (words.next()? == b"kB").then_some(value)
+/// The bytes of lines such as `VmSwap:       12 kB`, by what they begin with.
+fn kibibytes<const N: usize>(text: &[u8], names: [&str; N]) -> [Option<u64>; N] {
+    fields(text, names, |rest| number(rest.strip_suffix(b"kB")?.trim_ascii())?.checked_mul(1024))
+}
+
+/// What the first lines that begin with these names have after them, in one walk.
+fn fields<const N: usize>(
+    text: &[u8],
+    names: [&str; N],
+    value: impl Fn(&[u8]) -> Option<u64>,
+) -> [Option<u64>; N] {
+    let mut found = [None; N];
+    for line in lines(text) {
+        let of = names.iter().position(|name| line.starts_with(name.as_bytes()));
+        if let Some(of) = of.filter(|of| found[*of].is_none()) {
+            found[of] = Some(value(&line[names[of].len()..]));
+        }
+        if found.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    found.map(Option::flatten)
 }
 
 /// Lines that have ended: the rest of a file that was too long for its buffer is none.
