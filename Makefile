@@ -23,6 +23,7 @@ help:
 	@echo "make demo    the same rollouts with and without memweir: a table and a chart"
 	@echo "make test    Rust tests, lints and Python tests"
 	@echo "make bench   every table of the README"
+	@echo "make jemalloc  the Python tests under a preloaded jemalloc"
 	@echo "make hub0    an environment with transformers 4.57, whose errors the tests read, too"
 	@echo "make harden  models of threads, the address sanitizer, some fuzzing: docs/hardening.md"
 	@echo "make fuzz    every target for FUZZ_SECONDS=600"
@@ -63,10 +64,10 @@ pytest: build/dev.stamp build/hub0.stamp build/ort0.stamp build/allocators.stamp
 	exit $$status
 
 # The same tests under another allocator. Not within `test`: it takes as long again.
+JEMALLOC = $(firstword $(wildcard /usr/lib/*-linux-gnu/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 jemalloc: build/dev.stamp build/hub0.stamp build/allocators.stamp
-	preload=$$(ls /usr/lib/*-linux-gnu/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2 2>/dev/null | head -1); \
-	[ -n "$$preload" ] || { echo "libjemalloc.so.2 is not installed" >&2; exit 1; }; \
-	LD_PRELOAD=$$preload $(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(PYTEST_ARGS)
+	@[ -n "$(JEMALLOC)" ] || { echo "libjemalloc.so.2 is not installed" >&2; exit 1; }
+	LD_PRELOAD=$(JEMALLOC) $(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider tests $(PYTEST_ARGS)
 
 bench: build/dev.stamp
 	$(PIP) $(DEV)/bin/python -r pyproject.toml --extra bench
