@@ -10,9 +10,10 @@ TIMES = (
     *("imports", "identity", "cache", "compact", "render", "refs", "sources", "probes", "wire"),
     *("replies", "reading", "trim"),
 )
-ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "ort")
-ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "models")
-ALL = (*TIMES, "memory", "images", "churn", "rollouts", "decode", "deploy", "models", "races")
+ALL = (
+    *TIMES,
+    *("memory", "images", "churn", "rollouts", "decode", "deploy", "models", "ort", "races"),
+)
 
 
 def main(names: list[str]) -> None:

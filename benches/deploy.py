@@ -42,7 +42,9 @@ class Arm(NamedTuple):
     variables: dict[str, str] = {}  # noqa: RUF012  nobody writes to it
     preload: str = ""
     does: str = ""
-    """``tune``, ``configure`` (in the beginning), ``trim`` (in the end), ``cache`` for the LRU."""
+    """``tune``, ``configure`` (in the beginning), ``trim`` (in the end), ``cache`` for the LRU; or
+    ``lend``, which is another workload.
+    """
 
 
 BACKGROUND = {"MALLOC_CONF": "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:1000"}
@@ -74,9 +76,25 @@ PARTS = (
         {"MEMWEIR_LOW_MEMORY": "1", "MEMWEIR_TUNE": "none"},
     ),
 )
+LENT = (
+    *PARTS[:1],
+    *(
+        (f"{name}={value}", {name: value})
+        for name, value in (
+            ("MEMWEIR_TUNE", "images"),
+            ("MEMWEIR_SESSION_PROFILE", "lean"),
+            ("MEMWEIR_IDLE_UNLOAD", "0"),
+        )
+    ),
+    ("MEMWEIR_LOW_MEMORY=1", {"MEMWEIR_LOW_MEMORY": "1"}),
+    (
+        "MEMWEIR_LOW_MEMORY=1 MEMWEIR_IDLE_UNLOAD=600",
+        {"MEMWEIR_LOW_MEMORY": "1", "MEMWEIR_IDLE_UNLOAD": "600"},
+    ),
+)
+REQUESTS = 48
 PLAN = {"rollouts": 8}
-COLUMNS = ("", "peak", "dropped", f"{QUIET} s later")
-WIDTHS = (44, 10, 10, 10, 8)
+WIDTHS = (46, 10, 10, 10, 8)
 
 
 Runs = dict[str, list[dict[str, float]]]
@@ -85,25 +103,30 @@ Runs = dict[str, list[dict[str, float]]]
 def main(rounds: int = 3) -> None:
     arms = [arm for arm in ARMS if found(arm.preload)]
     switch = [Arm(what, variables, does="cache") for what, variables in PARTS]
-    seen: tuple[Runs, Runs, Runs] = {}, {}, {}
+    lent = [Arm(what, variables, does="lend") for what, variables in LENT]
+    seen: tuple[Runs, Runs, Runs, Runs] = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, jpeg in enumerate(photographs()):
             (folder / f"{number}.jpg").write_bytes(jpeg)
+        subprocess.run([sys.executable, "-m", "benches.deploy", "pack", name], check=True)
         for number in range(rounds):
             # Who comes first alternates: an arm works while the one before it is quiet.
-            for runs, some in ((seen[0], arms), (seen[1], switch)):
+            for runs, some in ((seen[0], arms), (seen[1], switch), (seen[2], lent)):
                 for arm, figures in play_all(some[:: -1 if number % 2 else 1], folder):
                     note(runs, arm.what, figures)
             for what, figures in play_demos():
-                note(seen[2], what, figures)
+                note(seen[3], what, figures)
     title = f"{DECODES} photographs to float32 by {THREADS} threads, LRU of {LRU // MIB} MiB"
     tell(f"{title}: over the start", seen[0])
     for arm in ARMS:
         if not found(arm.preload):
             print(f"{arm.what}: skipped, {PRELOADS[arm.preload]} is not installed")
     tell("The same with a PixelCache() in place of the LRU", seen[1])
-    tell(f"memweir demo, {PLAN['rollouts']} rollouts over a PixelCache()", seen[2], "clock")
+    tell(
+        f"{REQUESTS} requests to a pool that lends a session of 199 MiB", seen[2], after="answered"
+    )
+    tell(f"memweir demo, {PLAN['rollouts']} rollouts over a PixelCache()", seen[3], "clock")
 
 
 def note(runs: Runs, what: str, figures: dict[str, float]) -> None:
@@ -111,8 +134,8 @@ def note(runs: Runs, what: str, figures: dict[str, float]) -> None:
     print(json.dumps([what, figures]), file=sys.stderr, flush=True)
 
 
-def tell(title: str, runs: Runs, time: str = "CPU") -> None:
-    table = Table(title, (*COLUMNS, time), WIDTHS)
+def tell(title: str, runs: Runs, time: str = "CPU", after: str = "dropped") -> None:
+    table = Table(title, ("", "peak", after, f"{QUIET} s later", time), WIDTHS)
     for what, each in runs.items():
         seen = {key: median(one[key] for one in each) for key in each[0]}
         sizes = (mib(seen[key]) if key in seen else "" for key in ("peak", "dropped", "later"))
@@ -279,6 +302,54 @@ class Recent:
             self.bytes = 0
 
 
+# Sessions and pools, as settings have them.
+
+
+def pack(folder: Path) -> None:
+    """The model and its pre-packed form."""
+    import memweir as mw
+    from memweir.cli.demo import encoder
+
+    encoder.save(folder / "model.onnx")
+    mw.ort.prepack(folder / "model.onnx", folder / "cache")
+
+
+def lend(folder: Path) -> None:
+    """Requests from a few threads, each with a lease; then nobody asks any more."""
+    import resource
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+
+    import onnxruntime  # type: ignore[import-untyped]  # noqa: F401  part of the base
+
+    import memweir as mw
+
+    from .ort import inputs, lengths
+
+    mw.configure()
+    pool = mw.ModelPool()
+    pool.add(
+        "encoder",
+        lambda: mw.ort.session(folder / "model.onnx", cache_dir=folder / "cache", threads=1),
+    )
+
+    def ask(tokens: int) -> None:
+        with pool.lease("encoder") as session:
+            session.run(None, inputs(tokens))
+
+    read = Reader(os.getpid(), None)
+    base = read()[0]
+    print("ready", flush=True)
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(ask, lengths(REQUESTS, 0)))
+        time.sleep(1)  # what goes at once has gone
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seen = {"base": base, "dropped": read()[0], "seconds": used.ru_utime + used.ru_stime}
+        print(json.dumps(seen), flush=True)
+        time.sleep(QUIET)
+        print(json.dumps({"later": read()[0]}), flush=True)
+
+
 # The demo, with the budget that settings give.
 
 
@@ -326,6 +397,10 @@ def play_demo(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
+        case ["pack", folder]:
+            pack(Path(folder))
+        case ["play", "lend", folder]:
+            lend(Path(folder))
         case ["play", does, folder]:
             play(does, Path(folder))
         case ["demo", name, folder]:
