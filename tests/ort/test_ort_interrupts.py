@@ -89,12 +89,12 @@ def test_nobody_runs_between_the_last_wait_and_the_end(monkeypatch):
     ends = handle.Session._end
     came = []
 
-    def late(self, begun):
+    def late(self, begun, trims):
         try:
             came.append(self.run(None, {}))
         except mw.Released as error:
             came.append(error)
-        return ends(self, begun)
+        return ends(self, begun, trims)
 
     monkeypatch.setattr(handle.Session, "_end", late)
     mw.ort.session(IDENTITY, runtime=FakeRuntime()).close()

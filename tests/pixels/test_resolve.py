@@ -27,8 +27,9 @@ ARRAY = np.arange(12_000, dtype=np.float32).reshape(30, 400)
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the caches that other tests left to the collector."""
+    """Without the caches and resolvers that other tests left."""
     monkeypatch.setattr(live, "_caches", {})
+    monkeypatch.setattr(resolve, "_process", {})
     yield
     assert resolve._process == {}
     assert resolve._context.get() == ()
