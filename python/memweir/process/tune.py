@@ -178,7 +178,8 @@ def tune(profile: Profile, **overrides: int | str | bool | None) -> TuneReport:
     Overrides, by allocator, where ``None`` leaves a knob alone. glibc: ``mmap_threshold``,
     ``trim_threshold``, ``top_pad`` (sizes) and ``arena_max``; jemalloc: ``background_thread``,
     ``dirty_decay_ms``, ``muzzy_decay_ms``; mimalloc: ``purge_delay_ms``; tcmalloc:
-    ``aggressive_decommit``. A knob of an allocator that is not here is reported as not set.
+    ``release_rate``, ``aggressive_decommit``. A knob of an allocator that is not here is reported
+    as not set.
 
     A forked child keeps what was set, but for jemalloc's background thread, which it lacks.
 
