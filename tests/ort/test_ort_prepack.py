@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -362,6 +363,42 @@ def test_57_an_offload_drops_resident_weights_and_the_session_goes_on(tiny):
         assert np.array_equal(session.run(None, FEED)[0], before)
     with mw.ort.session(tiny) as session:
         assert "not pre-packed" in session.offload().why
+
+
+# An overlay has devices and inodes of its own, which a map of one of its files does not have.
+OVERLAY = """
+set -e
+cd "$1"
+mkdir -p below above merged
+mount -t tmpfs none above
+mkdir above/upper above/work
+mount -t overlay none -o lowerdir=below,upperdir=above/upper,workdir=above/work merged
+exec "$2" -c "$3" merged/weights
+"""
+DROP = """
+import mmap, sys
+from memweir import _core
+with open(sys.argv[1], "rb") as file:
+    weights = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+assert sum(weights[:: mmap.PAGESIZE]) == 16
+print(*_core.drop_file_pages(sys.argv[1]))
+"""
+
+
+def test_57_pages_are_dropped_in_a_containers_overlay(tmp_path):
+    (tmp_path / "below").mkdir()
+    with (tmp_path / "below/weights").open("wb") as file:
+        file.write(b"\1" * 16 * mmap.PAGESIZE)
+        os.fsync(file.fileno())  # pages that are not on disk yet count as written to
+    command = ["unshare", "-m", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, DROP]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"nothing may be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(16 * mmap.PAGESIZE), "1", "0"]
 
 
 def test_57_nothing_is_dropped_while_a_session_is_opened_or_closed(tiny):

@@ -51,12 +51,8 @@ fn maps_of(smaps: &str, device: &str, inode: u64) -> Vec<Map> {
         }
         let (_, _, on, number) = (words.next(), words.next(), words.next(), words.next());
         let ours = on == Some(device) && number.and_then(|n| n.parse().ok()) == Some(inode);
-        let range = first.split_once('-').and_then(|(start, end)| {
-            let parse = |text| usize::from_str_radix(text, 16).ok();
-            Some((parse(start)?, parse(end)?))
-        });
         inside = false;
-        if let (true, Some((start, end))) = (ours, range) {
+        if let (true, Some((start, end))) = (ours, range(first)) {
             found.push(Map { start, end, ..Map::default() });
             inside = true;
         }
@@ -68,12 +64,10 @@ fn maps_of(smaps: &str, device: &str, inode: u64) -> Vec<Map> {
 /// sees to it that nobody maps or unmaps the file meanwhile, nor begins to write to its maps.
 #[cfg(target_os = "linux")]
 pub fn drop_clean(path: &Path) -> io::Result<Dropped> {
-    use std::os::unix::fs::MetadataExt;
-    let file = std::fs::metadata(path)?;
-    let device = format!("{:02x}:{:02x}", libc::major(file.dev()), libc::minor(file.dev()));
-    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
     let mut dropped = Dropped::default();
-    for map in maps_of(&smaps, &device, file.ino()) {
+    let Some((device, inode)) = named_in_maps(path)? else { return Ok(dropped) };
+    let smaps = std::fs::read("/proc/self/smaps")?;
+    for map in maps_of(&String::from_utf8_lossy(&smaps), &device, inode) {
         if map.written > 0 || !map.told {
             dropped.dirty += 1;
         } else if map.resident > 0 {
@@ -97,6 +91,48 @@ pub fn drop_clean(path: &Path) -> io::Result<Dropped> {
         }
     }
     Ok(dropped)
+}
+
+/// The device and inode that maps of a file have; `None` for an empty one, which has no maps. They
+/// are not always those of `stat`: in a container's overlay a map is of the file below. So one is
+/// made, and looked at.
+#[cfg(target_os = "linux")]
+fn named_in_maps(path: &Path) -> io::Result<Option<(String, u64)>> {
+    use std::os::fd::AsRawFd;
+    let file = std::fs::File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(None);
+    }
+    let length = crate::arena::page();
+    // SAFETY: a new map of an open file at an address that the kernel chooses; nobody reads it.
+    let map = unsafe {
+        let (reads, fd) = (libc::PROT_READ, file.as_raw_fd());
+        libc::mmap(std::ptr::null_mut(), length, reads, libc::MAP_PRIVATE, fd, 0)
+    };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let maps = std::fs::read("/proc/self/maps");
+    // SAFETY: the map of above, which nobody else knows.
+    unsafe { libc::munmap(map, length) };
+    let named = named_at(&String::from_utf8_lossy(&maps?), map.addr());
+    named.map(Some).ok_or_else(|| io::Error::other("the kernel does not tell what is mapped"))
+}
+
+/// The device and inode of the map that an address lies in.
+fn named_at(maps: &str, address: usize) -> Option<(String, u64)> {
+    maps.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = range(words.next()?)?;
+        let (device, inode) = (words.nth(2)?, words.next()?.parse().ok()?);
+        (start..end).contains(&address).then(|| (device.to_owned(), inode))
+    })
+}
+
+fn range(text: &str) -> Option<(usize, usize)> {
+    let (start, end) = text.split_once('-')?;
+    let parse = |text| usize::from_str_radix(text, 16).ok();
+    Some((parse(start)?, parse(end)?))
 }
 
 /// Not supported here.
@@ -139,6 +175,13 @@ Rss:                   4 kB
         assert!(!found[2].told);
         assert!(maps_of(SMAPS, "fd:01", 43).is_empty());
         assert!(maps_of("no such\nRss: x\n-\n7-8", "fd:01", 42).is_empty());
+    }
+
+    #[test]
+    fn a_file_is_called_what_its_map_is_called() {
+        assert_eq!(named_at(SMAPS, 0x7f10), Some(("fd:01".into(), 42)));
+        assert_eq!(named_at(SMAPS, 0x7f3f), Some(("fd:02".into(), 42)));
+        assert_eq!(named_at(SMAPS, 0x7f50), None);
     }
 
     #[test]
