@@ -1,7 +1,7 @@
 //! Which parts of glibc's heaps may be kept from huge pages, and where nothing is done.
 #![cfg(target_pointer_width = "64")]
 
-use memweir_core::heap::advice::{behind_borders, take_back};
+use memweir_core::heap::advice::{self, take_back};
 use memweir_core::proc::maps::{Kind, Map};
 use proptest::prelude::*;
 use std::io;
@@ -23,6 +23,11 @@ fn memory(start: usize, end: usize) -> Map {
 
 fn reserved(start: usize, end: usize) -> Map {
     map(Kind::Reserved, start, end)
+}
+
+/// Without full heaps.
+fn behind_borders(maps: &[Map]) -> Vec<Map> {
+    advice::behind_borders(maps, |_| false)
 }
 
 fn starts(maps: &[Map]) -> Vec<usize> {
@@ -57,6 +62,28 @@ fn what_is_behind_the_first_of_a_heap_may_be_advised() {
     // Apart from what is below a heap that is not its own.
     let other = memory(BASE - 9 * MIB, BASE);
     assert_eq!(behind_borders(&[other, first, second, rest]), [second]);
+}
+
+#[test]
+fn full_heaps_are_found_by_what_they_begin_with() {
+    // Nothing is reserved behind any of these but the last.
+    let row = [
+        memory(BASE - 9 * MIB, BASE + PAGE),
+        memory(BASE + PAGE, BASE + 30 * MIB),
+        memory(BASE + 30 * MIB, BASE + HEAP),
+        memory(BASE + HEAP, BASE + HEAP + PAGE),
+        memory(BASE + HEAP + PAGE, BASE + 2 * HEAP),
+        memory(BASE + 2 * HEAP, BASE + 2 * HEAP + PAGE),
+        memory(BASE + 2 * HEAP + PAGE, BASE + 2 * HEAP + 9 * MIB),
+        reserved(BASE + 2 * HEAP + 9 * MIB, BASE + 3 * HEAP),
+    ];
+    let found = |full: &[usize]| advice::behind_borders(&row, |base| full.contains(&base));
+    assert_eq!(found(&[]), [row[6]]);
+    assert_eq!(found(&[BASE]), [row[1], row[2], row[6]]);
+    assert_eq!(found(&[BASE, BASE + HEAP]), [row[1], row[2], row[4], row[6]]);
+    // Nobody asks about a place that is not all there.
+    assert_eq!(advice::behind_borders(&row[..2], |_| true), []);
+    assert_eq!(advice::behind_borders(&row[1..3], |_| true), []);
 }
 
 #[test]
@@ -142,7 +169,7 @@ proptest! {
             .filter(|(_, a, b)| a != b)
             .map(|(kind, a, b)| map(kinds[usize::from(kind)], a.min(b), a.max(b)))
             .collect();
-        for found in behind_borders(&maps) {
+        for found in advice::behind_borders(&maps, |base| base.is_multiple_of(2 * HEAP)) {
             prop_assert!(maps.contains(&found));
         }
     }
@@ -158,7 +185,7 @@ proptest! {
             maps.insert(0, map(kinds[usize::from(kind)], start, end));
             end = start;
         }
-        for found in behind_borders(&maps) {
+        for found in advice::behind_borders(&maps, |base| base.is_multiple_of(2 * HEAP)) {
             prop_assert!(maps.contains(&found));
         }
     }

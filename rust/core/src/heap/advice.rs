@@ -18,10 +18,14 @@
 //! nobody advised between them looks the same, and loses nothing by being treated alike. Where
 //! glibc itself asks for huge pages (`glibc.malloc.hugetlb`), it does from the start of each heap,
 //! so that there is no border, and what it was told stays.
+//!
+//! A heap that still grows shows by what is reserved behind it. A full one is told from other
+//! memory by what it begins with, read as a file would be: what lies there may be gone by now.
 
 use super::step::Outcome;
 use crate::proc::limits::whole;
 use crate::proc::maps::{self, Kind, Map};
+use std::fs::File;
 use std::path::Path;
 
 /// Where glibc puts the heaps of threads: at a multiple of it, the rest reserved.
@@ -48,7 +52,9 @@ pub fn take_back(root: &Path) -> Outcome {
         return Outcome::failed("the kernel does not tell what is mapped");
     };
     let (mut advice, mut why) = (Advice::default(), None);
-    for range in behind_borders(&maps::parse(&text)) {
+    let memory = File::open(root.join("proc/self/mem")).ok();
+    let is_full = |base| memory.as_ref().is_some_and(|memory| pages::is_full(memory, base));
+    for range in behind_borders(&maps::parse(&text), is_full) {
         match pages::is_sparse(range).and_then(|sparse| sparse.then(|| pages::small(range))) {
             Some(Ok(())) => {
                 advice.ranges += 1;
@@ -86,17 +92,22 @@ fn is_for_who_asks(root: &Path) -> Result<(), &'static str> {
 }
 
 /// Mappings of glibc's heaps behind the first of each heap, where they have room for a huge page.
-pub fn behind_borders(maps: &[Map]) -> Vec<Map> {
+/// `is_full` says whether a heap with nothing reserved behind it begins at an address.
+pub fn behind_borders(maps: &[Map], is_full: impl Fn(usize) -> bool) -> Vec<Map> {
     let mut found = Vec::new();
     let mut runs = maps.chunk_by(|a, b| a.kind == b.kind && a.end == b.start).peekable();
     while let Some(run) = runs.next() {
-        let base = match run[0].kind {
-            Kind::Break => Some(run[0].start),
-            Kind::Memory => runs.peek().and_then(|next| base_of_thread(run, next.first()?)),
-            _ => None,
-        };
-        if let Some(base) = base {
-            found.extend(run.iter().filter(|map| map.start > base && has_room(map)));
+        match run[0].kind {
+            Kind::Break => found.extend(run.iter().skip(1).filter(|map| has_room(map))),
+            Kind::Memory => {
+                let growing = runs.peek().and_then(|next| base_of_thread(run, next.first()?));
+                found.extend(run.iter().filter(|map| {
+                    let base = map.start & !(HEAP - 1);
+                    let full = || has_room_of_heap(run, base) && is_full(base);
+                    map.start > base && has_room(map) && (growing == Some(base) || full())
+                }));
+            }
+            _ => {}
         }
     }
     found
@@ -114,6 +125,12 @@ fn base_of_thread(run: &[Map], next: &Map) -> Option<usize> {
     (reserved && end < limit && start <= base && bordered).then_some(base)
 }
 
+/// Whether a full heap may begin at `base`.
+fn has_room_of_heap(run: &[Map], base: usize) -> bool {
+    run[0].start <= base
+        && base.checked_add(HEAP).is_some_and(|limit| limit <= run[run.len() - 1].end)
+}
+
 fn has_room(map: &Map) -> bool {
     map.start
         .checked_next_multiple_of(HUGE)
@@ -127,12 +144,23 @@ const NO_MEMORY: i32 = 0;
 
 #[cfg(target_os = "linux")]
 mod pages {
-    use super::Map;
+    use super::{HEAP, Map};
+    use std::fs::File;
     use std::io;
+    use std::os::unix::fs::FileExt;
     use std::ptr;
 
     /// Pages that are looked at by one call, in which nothing can be mapped.
     const AT_ONCE: usize = 4096;
+
+    /// Whether memory begins as a full heap does: with its arena, the heap before it, how much of it
+    /// is in use, and how much may be touched, which is all.
+    pub fn is_full(memory: &File, base: usize) -> bool {
+        let mut words = [0; 4].map(usize::to_ne_bytes);
+        let read = memory.read_exact_at(words.as_flattened_mut(), base as u64);
+        let [arena, _, used, open] = words.map(usize::from_ne_bytes);
+        read.is_ok() && arena != 0 && (1..=HEAP).contains(&used) && open == HEAP
+    }
 
     /// Whether less than half of the pages are there; `None` where that is not to be known.
     pub fn is_sparse(range: Map) -> Option<bool> {
@@ -171,7 +199,13 @@ mod pages {
 #[cfg(not(target_os = "linux"))]
 mod pages {
     use super::Map;
+    use std::fs::File;
     use std::io;
+
+    /// There are no such heaps.
+    pub fn is_full(_memory: &File, _base: usize) -> bool {
+        false
+    }
 
     /// Nobody tells.
     pub fn is_sparse(_range: Map) -> Option<bool> {
