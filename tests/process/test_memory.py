@@ -214,7 +214,7 @@ def test_without_free_descriptors() -> None:
     run("""
 import os, resource
 import memweir as mw
-first = mw.memory()
+known, first = mw.limits(), mw.memory()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:
@@ -222,11 +222,13 @@ try:
         taken.append(os.open("/dev/null", os.O_RDONLY))
 except OSError:
     pass
+assert mw.limits() == known
 now = mw.memory()
-assert now.rss and now.anon and now.limit
+assert now.rss and now.anon
+assert (now.limit, now.limit_source) == (first.limit, first.limit_source)
+assert (now.charge is None) == (first.charge is None)
 assert now.file is None and now.peak is None and now.pressure is None and now.working_set is None
 assert mw.memory(full=True, detail=True).pss is None
-assert mw.limits()
 for fd in taken:
     os.close(fd)
 assert mw.memory().file and mw.memory(detail=True).pss

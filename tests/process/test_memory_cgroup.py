@@ -16,10 +16,21 @@ MIB = 1 << 20
 
 # Answers each line of Python with the JSON of its value.
 SCRIPT = """
-import json, sys
+import json, os, resource, sys
 import memweir as mw
 import numpy as np
 kept = []
+taken = []
+def take_descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError as error:
+        return error.strerror
+def free_descriptors():
+    while taken:
+        os.close(taken.pop())
 def touch(mib):
     kept.append(np.ones(mib << 20, np.uint8))
 print("ready", flush=True)
@@ -76,6 +87,22 @@ def test_a_limit_that_is_resized_while_the_process_runs() -> None:
         group.limit(None)
         assert str(group.limit_file) not in child.limits()
         assert child.ask("mw.memory().limit") == unlimited
+
+
+def test_a_limit_holds_while_no_descriptor_is_free() -> None:
+    with own_group("full") as group, child_in(group) as child:
+        group.limit(300 * MIB)
+        known = child.limits()
+        assert known[str(group.limit_file)] == 300 * MIB
+        assert child.ask("mw.memory(full=True).charge") > 0
+        assert child.ask("take_descriptors()") == "Too many open files"
+        assert child.limits() == known
+        assert child.ask("mw.memory().limit") == 300 * MIB
+        assert child.ask("mw.memory().limit_source") == str(group.limit_file)
+        assert child.ask("mw.memory().charge") == pytest.approx(group.charge(), abs=8 * MIB)
+        child.ask("free_descriptors()")
+        group.limit(200 * MIB)
+        assert child.limits()[str(group.limit_file)] == 200 * MIB
 
 
 def test_the_least_limit_of_the_groups_around() -> None:

@@ -2,7 +2,9 @@
 
 use super::groups::Place;
 use super::text;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// One bound.
@@ -28,26 +30,32 @@ impl Limit {
     }
 }
 
-/// The limits of a group and of all around it, as they are now. Files that are not there, or go
-/// while they are read, limit nothing.
-pub fn of_groups(place: &Place) -> Vec<Limit> {
+/// The limits of a group and of all around it, as they are now, and whether all could be read. Files
+/// that are not there, or go while they are read, limit nothing. One that cannot be read now, as
+/// where no descriptor is free, is taken for what it was `last`.
+pub fn of_groups(place: &Place, last: &[Limit]) -> (Vec<Limit>, bool) {
+    let mut complete = true;
+    let mut read = |kind, path: PathBuf, parse: fn(&[u8]) -> Option<u64>| {
+        let source = path.to_string_lossy();
+        match present(&path) {
+            Ok(text) => Some(Limit { kind, source: source.into(), bytes: parse(&text?)? }),
+            Err(_) => {
+                complete = false;
+                last.iter().find(|limit| *limit.source == *source).cloned()
+            }
+        }
+    };
     let mut found = Vec::new();
     for level in &place.levels {
         for kind in place.limits() {
-            let path = level.join(kind);
-            if let Some(Some(bytes)) = whole(&path).and_then(|text| text::limit(&text)) {
-                found.push(Limit { kind, source: path.to_string_lossy().into(), bytes });
-            }
+            found.extend(read(kind, level.join(kind), |text| text::limit(text)?));
         }
     }
     // A container's mount ends at its own group, and what is above still counts.
     let path = place.levels[0].join("memory.stat");
-    let hidden = whole(&path).and_then(|text| text::stat(&text)?.hierarchical);
-    if let Some(bytes) = hidden.filter(|bytes| found.iter().all(|l| l.bytes > *bytes)) {
-        let source = path.to_string_lossy().into();
-        found.push(Limit { kind: "hierarchical_memory_limit", source, bytes });
-    }
-    found
+    let hidden = read("hierarchical_memory_limit", path, |text| text::stat(text)?.hierarchical);
+    found.extend(hidden.filter(|hidden| found.iter().all(|limit| limit.bytes > hidden.bytes)));
+    (found, complete)
 }
 
 /// What the process was told to keep within when it was started.
@@ -57,13 +65,41 @@ pub fn of_process() -> Vec<Limit> {
 
 /// A file from its start to its end, but no more than any of ours has.
 pub fn whole(path: &Path) -> Option<Vec<u8>> {
-    use std::io::Read;
+    present(path).ok()?
+}
+
+/// The same; `None` is a file that is not there, and an error one that cannot be read now.
+pub fn present(path: &Path) -> io::Result<Option<Vec<u8>>> {
     const MOST: u64 = 4 << 20;
     let mut text = Vec::new();
-    let mut file = std::fs::File::open(path).ok()?.take(MOST);
-    file.read_to_end(&mut text).ok()?;
-    Some(text)
+    let Some(file) = if_there(File::open(path))? else { return Ok(None) };
+    Ok(if_there(file.take(MOST).read_to_end(&mut text))?.map(|_| text))
 }
+
+/// Whether there is a file; an error where that cannot be said now.
+pub fn is_there(path: &Path) -> io::Result<bool> {
+    Ok(if_there(fs::metadata(path))?.is_some())
+}
+
+/// `None` for what is not there, or not for this process. All else may be better at another time.
+fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied => {
+                Ok(None)
+            }
+            _ if error.raw_os_error().is_some_and(|code| GONE.contains(&code)) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// What the kernel says of files of groups and processes that went while they were open.
+#[cfg(unix)]
+const GONE: &[i32] = &[libc::ENODEV, libc::ESRCH];
+#[cfg(not(unix))]
+const GONE: &[i32] = &[];
 
 #[cfg(unix)]
 fn resources() -> [Option<Limit>; 2] {

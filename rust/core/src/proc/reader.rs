@@ -3,16 +3,19 @@
 use super::fork::{self, Forked};
 use super::groups::{self, Place};
 use super::kept::{Kept, LONGEST, Opened};
-use super::limits::{self, Limit, whole};
+use super::limits::{self, Limit, is_there, present, whole};
 use super::text::{self, Pressure, Rollup, Stat, Status};
 use crate::sync::Mutex;
 use std::any::Any;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long limits are taken for what they were. Whoever asks next reads them again.
 const PERIOD: Duration = Duration::from_secs(2);
+/// The same, where some could not be read.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What costs next to nothing to know. `None` is what this system does not tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +47,7 @@ enum File {
     Pressure,
 }
 const FILES: usize = 7;
+type Files = [Option<Kept>; FILES];
 
 impl File {
     /// Whether it tells of the process that opened it.
@@ -66,13 +70,26 @@ pub struct Reader {
 
 #[derive(Default)]
 struct State {
-    kept: [Option<Kept>; FILES],
-    /// `/proc/self/cgroup` when the place was looked for.
-    membership: Vec<u8>,
-    place: Option<Arc<Place>>,
+    kept: Files,
+    home: Home,
+    /// What is open of places that the process has left, for when it is there again.
+    left: Vec<(Arc<Place>, Files)>,
+    /// All limits, and the least of them.
+    limits: Vec<Limit>,
     limit: Option<Limit>,
     /// When the limits are to be read again, and by which process they were.
     due: Option<(Instant, u32)>,
+}
+
+/// Where a process is among groups.
+#[derive(Default, Clone)]
+struct Home {
+    /// `/proc/self/cgroup` when the place was looked for.
+    membership: Vec<u8>,
+    /// Nothing of groups is known without.
+    place: Option<Arc<Place>>,
+    /// Whether that is the process's own group, and not one around it.
+    own: bool,
 }
 
 /// What a look needs of the state.
@@ -81,6 +98,27 @@ struct Known {
     usage: Option<Kept>,
     limit: Option<Limit>,
     due: Option<(Instant, u32)>,
+}
+
+impl State {
+    /// What is open of a file as it is to be read now.
+    fn kept(&self, file: File) -> Option<Kept> {
+        self.kept[file as usize]
+    }
+
+    fn move_to(&mut self, home: Home) {
+        let left = std::mem::replace(&mut self.home, home).place;
+        if left == self.home.place {
+            return;
+        }
+        let back = self.left.iter().position(|(place, _)| Some(place) == self.home.place.as_ref());
+        let back = back.map(|at| self.left.swap_remove(at).1).unwrap_or_default();
+        let was = self.kept;
+        for file in [File::Usage, File::Stat, File::GroupPressure] {
+            self.kept[file as usize] = back[file as usize];
+        }
+        self.left.extend(left.map(|place| (place, was)));
+    }
 }
 
 impl Forked for Reader {
@@ -126,8 +164,8 @@ impl Reader {
     fn known(&self) -> Known {
         let state = fork::lock(&self.state);
         Known {
-            statm: state.kept[File::Statm as usize],
-            usage: state.kept[File::Usage as usize],
+            statm: state.kept(File::Statm),
+            usage: state.kept(File::Usage),
             limit: state.limit.clone(),
             due: state.due,
         }
@@ -167,7 +205,7 @@ impl Reader {
     pub fn pressure(&self) -> Option<Stalls> {
         [File::GroupPressure, File::Pressure].into_iter().find_map(|file| {
             let pressure = self.read(file, text::pressure)?;
-            let place = fork::lock(&self.state).place.clone();
+            let place = fork::lock(&self.state).home.place.clone();
             Some((pressure, self.path(file, place.as_deref())?.to_string_lossy().into()))
         })
     }
@@ -181,57 +219,63 @@ impl Reader {
     /// All limits, as they are now.
     pub fn limits(&self) -> Vec<Limit> {
         let pid = std::process::id();
-        let (known, place) = {
+        let (home, last) = {
             let mut state = fork::lock(&self.state);
             // Others go on with what was read last, if anything was.
             if state.limit.is_some() {
                 state.due = Some((Instant::now() + PERIOD, pid));
             }
-            (std::mem::take(&mut state.membership), state.place.clone())
+            (state.home.clone(), state.limits.clone())
         };
-        let membership = whole(&self.root.join("proc/self/cgroup")).unwrap_or_default();
-        let place = if known == membership { place } else { self.find(&membership) };
+        // Where nothing can be read now, the process is taken to be where it was.
+        let (home, sure) = self.find(&home).map_or((home, false), |home| (home, true));
 
-        let mut found = place.as_deref().map(limits::of_groups).unwrap_or_default();
+        let of_groups = home.place.as_deref().map(|place| limits::of_groups(place, &last));
+        let (mut found, complete) = of_groups.unwrap_or((Vec::new(), true));
         found.extend(limits::of_process());
         found.extend(
             self.read(File::Meminfo, |text| Limit::host(Some(text))).or_else(|| Limit::host(None)),
         );
 
         let mut state = fork::lock(&self.state);
-        state.due = Some((Instant::now() + PERIOD, pid));
+        state.due = Some((Instant::now() + if sure && complete { PERIOD } else { RETRY }, pid));
         state.limit = found.iter().min_by_key(|limit| limit.bytes).cloned();
-        state.membership = membership;
-        if state.place != place {
-            state.place = place;
-            state.kept[File::Usage as usize] = None;
-            state.kept[File::Stat as usize] = None;
-            state.kept[File::GroupPressure as usize] = None;
-        }
+        state.limits.clone_from(&found);
+        state.move_to(home);
         found
     }
 
-    /// The group of this process, where its files can be read.
-    fn find(&self, membership: &[u8]) -> Option<Arc<Place>> {
-        let mounts = whole(&self.root.join("proc/self/mountinfo"))?;
-        let places = groups::places(membership, &mounts, &self.root);
-        places.into_iter().find_map(|mut place| {
+    /// The group of this process, where its files can be read; an error where that cannot be found
+    /// out now.
+    fn find(&self, last: &Home) -> io::Result<Home> {
+        let membership = present(&self.root.join("proc/self/cgroup"))?.unwrap_or_default();
+        // There may be thousands of mounts. Nothing better than a group's own files is among them.
+        if let Some(place) = last.place.as_deref().filter(|_| last.own)
+            && membership == last.membership
+            && is_there(&place.usage())?
+        {
+            return Ok(last.clone());
+        }
+        let mounts = present(&self.root.join("proc/self/mountinfo"))?.unwrap_or_default();
+        for mut place in groups::places(&membership, &mounts, &self.root) {
+            let mut own = true;
             // A group without the controller is charged to the next around it that has it.
-            while !place.usage().exists() {
-                place.levels.remove(0);
-                if place.levels.is_empty() {
-                    return None;
+            while !place.levels.is_empty() {
+                if is_there(&place.usage())? {
+                    return Ok(Home { membership, place: Some(Arc::new(place)), own });
                 }
+                place.levels.remove(0);
+                own = false;
             }
-            Some(Arc::new(place))
-        })
+        }
+        Ok(Home { membership, ..Home::default() })
     }
 
     fn read<T>(&self, file: File, parse: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
         if file.is_of_group() && fork::lock(&self.state).due.is_none() {
             self.limits(); // by which the group is found
         }
-        let kept = fork::lock(&self.state).kept[file as usize];
+        let kept = fork::lock(&self.state).kept(file);
         self.again(file, kept, std::process::id(), &mut [0; LONGEST], parse)
     }
 
@@ -248,11 +292,12 @@ impl Reader {
         if let Some(text) = usable.and_then(|kept| kept.read(buffer)) {
             return parse(text);
         }
-        let place = if file.is_of_group() { fork::lock(&self.state).place.clone() } else { None };
+        let place =
+            if file.is_of_group() { fork::lock(&self.state).home.place.clone() } else { None };
         let opened = Opened::new(&self.path(file, place.as_deref())?, pid)?;
         let value = parse(opened.read(buffer)?)?;
         let mut state = fork::lock(&self.state);
-        let moved = file.is_of_group() && state.place != place;
+        let moved = file.is_of_group() && state.home.place != place;
         let slot = &mut state.kept[file as usize];
         // Another thread may have been first; then this one closes its own, which nobody has seen.
         if *slot == kept && !moved {

@@ -113,6 +113,95 @@ fn a_group_without_the_controller_is_charged_to_the_next_around_it() {
 }
 
 #[test]
+fn a_controller_that_comes_and_goes_is_found() {
+    let tree = Tree::v2();
+    let group = "sys/fs/cgroup/outer/inner/session";
+    tree.write("proc/self/cgroup", "0::/outer/inner/session\n");
+    let reader = Reader::new(tree.path());
+    assert_eq!(reader.quick().charge, Some(5000));
+    tree.write(&format!("{group}/memory.current"), "77\n");
+    tree.write(&format!("{group}/memory.max"), "88\n");
+    assert_eq!(bounds(&reader), [("memory.max", 88), ("host", HOST)]);
+    assert_eq!(reader.quick().charge, Some(77));
+    tree.remove(&format!("{group}/memory.current"));
+    tree.remove(&format!("{group}/memory.max"));
+    assert_eq!(bounds(&reader), [("host", HOST)]);
+    assert_eq!(reader.quick().charge, Some(5000));
+}
+
+#[test]
+fn a_hierarchy_that_is_mounted_later_is_found() {
+    let tree = Tree::v2();
+    tree.write("sys/fs/cgroup/outer/memory.max", "9000\n");
+    let mounts = std::fs::read_to_string(tree.path().join("proc/self/mountinfo")).unwrap();
+    tree.remove("proc/self/mountinfo");
+    let reader = Reader::new(tree.path());
+    assert_eq!((reader.quick().charge, bounds(&reader)), (None, vec![("host", HOST)]));
+    tree.write("proc/self/mountinfo", &mounts);
+    assert_eq!(bounds(&reader), [("memory.max", 9000), ("host", HOST)]);
+    assert_eq!(reader.quick().charge, Some(5000));
+}
+
+/// A folder is there and has no text, as a file for which no descriptor is free.
+#[test]
+fn what_cannot_be_read_now_is_taken_for_what_it_was() {
+    let max = "sys/fs/cgroup/outer/inner/memory.max";
+    for name in ["proc/self/cgroup", "proc/self/mountinfo", max] {
+        let tree = Tree::v2();
+        tree.write(max, "8000\n");
+        tree.write("proc/self/cgroup", "0::/outer/inner/session\n");
+        let reader = Reader::new(tree.path());
+        let known = bounds(&reader);
+        assert_eq!(known, [("memory.max", 8000), ("host", HOST)]);
+        let text = std::fs::read_to_string(tree.path().join(name)).unwrap();
+        tree.remove(name);
+        std::fs::create_dir(tree.path().join(name)).unwrap();
+        assert_eq!(bounds(&reader), known, "{name}");
+        let quick = reader.quick();
+        assert_eq!((quick.charge, quick.limit.unwrap().bytes), (Some(5000), 8000), "{name}");
+        tree.remove(name);
+        tree.write(name, &text);
+        tree.write(max, "6000\n");
+        // Looks find out by themselves.
+        while reader.quick_unless_due().is_some() {
+            std::thread::yield_now();
+        }
+        assert_eq!(reader.quick().limit.unwrap().bytes, 6000, "{name}");
+    }
+}
+
+/// How many descriptors of this process are files of a tree.
+fn open_of(tree: &Tree) -> usize {
+    let numbers = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    numbers
+        .filter_map(|number| std::fs::read_link(number.path()).ok())
+        .filter(|file| file.starts_with(tree.path()))
+        .count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_open_of_a_group_is_used_again_in_it() {
+    let tree = Tree::v2();
+    let reader = Reader::new(tree.path());
+    tree.write("sys/fs/cgroup/other/memory.current", "77\n");
+    let round = || {
+        for (group, charge) in [("outer/inner", Some(5000)), ("other", Some(77)), ("none", None)] {
+            tree.write("proc/self/cgroup", &format!("0::/{group}\n"));
+            reader.limits();
+            reader.stat();
+            assert_eq!(reader.quick().charge, charge);
+        }
+        open_of(&tree)
+    };
+    let open = round();
+    assert!(open >= 4, "{open}");
+    for _ in 0..3 {
+        assert_eq!(round(), open);
+    }
+}
+
+#[test]
 fn where_nothing_is_shown_nothing_is_known_but_the_machine() {
     let tree = Tree::new();
     let reader = Reader::new(tree.path());
