@@ -11,8 +11,21 @@
 
 use std::path::Path;
 
-/// Enough for every file that is read like this, whatever the kernel writes into it.
-pub const LONGEST: usize = 8 << 10;
+/// Enough for nearly all that is read like this. `status` names every group of a user, though.
+pub const USUAL: usize = 8 << 10;
+
+/// Where text is read to: what it is made of, and memory of its own once that is full.
+pub struct Buffer<'a> {
+    usual: &'a mut [u8],
+    grown: Vec<u8>,
+}
+
+impl<'a> Buffer<'a> {
+    /// A buffer that begins with this room.
+    pub fn new(usual: &'a mut [u8]) -> Self {
+        Self { usual, grown: Vec::new() }
+    }
+}
 
 #[cfg(unix)]
 mod imp {
@@ -45,8 +58,8 @@ mod imp {
             Some(Self { file, kept: Kept { number, device, inode, pid } })
         }
 
-        /// The start of the file, in `buffer`.
-        pub fn read<'a>(&self, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        /// The text of the file, in `buffer`.
+        pub fn read<'a>(&self, buffer: &'a mut Buffer<'_>) -> Option<&'a [u8]> {
             self.kept.read(buffer)
         }
 
@@ -68,8 +81,23 @@ mod imp {
             self.pid == pid
         }
 
-        /// The start of the file, in `buffer`.
-        pub fn read<'a>(&self, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        /// The text of the file, in `buffer`.
+        pub fn read<'a>(&self, buffer: &'a mut Buffer<'_>) -> Option<&'a [u8]> {
+            const MOST: usize = 4 << 20;
+            let mut length = self.start(buffer.usual)?;
+            if length < buffer.usual.len() {
+                return buffer.usual.get(..length);
+            }
+            // All of it again: the kernel may have written another text meanwhile.
+            while length >= buffer.grown.len() && length < MOST {
+                buffer.grown.resize(4 * length.max(64), 0);
+                length = self.start(&mut buffer.grown)?;
+            }
+            buffer.grown.get(..length)
+        }
+
+        /// Fills `buffer` from the start of the file, as far as that goes.
+        fn start(&self, buffer: &mut [u8]) -> Option<usize> {
             let length = loop {
                 // SAFETY: the buffer is writable for its length.
                 let read = unsafe {
@@ -81,7 +109,7 @@ mod imp {
                     Err(_) => return None,
                 }
             };
-            self.is_ours().then_some(buffer.get(..length)?)
+            self.is_ours().then_some(length)
         }
 
         fn is_ours(&self) -> bool {
@@ -138,7 +166,7 @@ mod imp {
         }
 
         /// Nothing.
-        pub fn read<'a>(&self, _buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        pub fn read<'a>(&self, _buffer: &'a mut Buffer<'_>) -> Option<&'a [u8]> {
             None
         }
 
@@ -155,7 +183,7 @@ mod imp {
         }
 
         /// Nothing.
-        pub fn read<'a>(&self, _buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        pub fn read<'a>(&self, _buffer: &'a mut Buffer<'_>) -> Option<&'a [u8]> {
             None
         }
     }

@@ -2,7 +2,7 @@
 
 use super::fork::{self, Forked};
 use super::groups::{self, Place};
-use super::kept::{Kept, LONGEST, Opened};
+use super::kept::{Buffer, Kept, Opened, USUAL};
 use super::limits::{self, Limit, is_there, present, whole};
 use super::text::{self, Pressure, Rollup, Stat, Status};
 use crate::sync::Mutex;
@@ -172,7 +172,8 @@ impl Reader {
     }
 
     fn look(&self, pid: u32, known: Known) -> Quick {
-        let mut buffer = [0; 256];
+        let mut room = [0; 256];
+        let mut buffer = Buffer::new(&mut room);
         let page = crate::arena::page() as u64;
         let statm =
             self.again(File::Statm, known.statm, pid, &mut buffer, |t| text::statm(t, page));
@@ -276,7 +277,7 @@ impl Reader {
             self.limits(); // by which the group is found
         }
         let kept = fork::lock(&self.state).kept(file);
-        self.again(file, kept, std::process::id(), &mut [0; LONGEST], parse)
+        self.again(file, kept, std::process::id(), &mut Buffer::new(&mut [0; USUAL]), parse)
     }
 
     /// Reads a file by the descriptor that was `kept`, or opens it anew.
@@ -285,7 +286,7 @@ impl Reader {
         file: File,
         kept: Option<Kept>,
         pid: u32,
-        buffer: &mut [u8],
+        buffer: &mut Buffer<'_>,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Option<T> {
         let usable = kept.filter(|kept| kept.is_of(pid) || !file.is_own());

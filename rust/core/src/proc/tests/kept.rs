@@ -4,20 +4,37 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
 
+fn read(kept: Kept, room: usize) -> Option<Vec<u8>> {
+    kept.read(&mut Buffer::new(&mut vec![0; room])).map(<[u8]>::to_vec)
+}
+
 #[test]
 fn a_kept_file_is_read_from_its_start_as_it_is_now() {
     let tree = Tree::new();
     tree.write("a", "first");
     let opened = Opened::new(&tree.path().join("a"), 7).unwrap();
     let kept = opened.keep();
-    let mut buffer = [0; 16];
-    assert_eq!(kept.read(&mut buffer).unwrap(), b"first");
+    assert_eq!(read(kept, 16).unwrap(), b"first");
     tree.write("a", "second");
-    assert_eq!(kept.read(&mut buffer).unwrap(), b"second");
-    assert_eq!(kept.read(&mut buffer[..3]).unwrap(), b"sec");
+    assert_eq!(read(kept, 16).unwrap(), b"second");
     assert!(kept.is_of(7) && !kept.is_of(8));
     tree.remove("a");
-    assert_eq!(kept.read(&mut buffer).unwrap(), b"second");
+    assert_eq!(read(kept, 16).unwrap(), b"second");
+}
+
+#[test]
+fn a_text_longer_than_the_room_is_read_whole() {
+    let tree = Tree::new();
+    for length in [0, 15, 16, 17, 255, 256, 1000, 100_000] {
+        let text: String = ('a'..='z').cycle().take(length).collect();
+        tree.write("a", &text);
+        let kept = Opened::new(&tree.path().join("a"), 0).unwrap().keep();
+        assert_eq!(read(kept, 16).unwrap(), text.as_bytes(), "{length}");
+    }
+    tree.write("a", &"x".repeat(20 << 20));
+    let kept = Opened::new(&tree.path().join("a"), 0).unwrap().keep();
+    let read = read(kept, 16).unwrap().len();
+    assert!((4 << 20..20 << 20).contains(&read), "{read}");
 }
 
 #[test]
@@ -25,7 +42,7 @@ fn what_is_not_kept_is_closed() {
     let tree = Tree::new();
     tree.write("a", "text");
     let opened = Opened::new(&tree.path().join("a"), 0).unwrap();
-    assert_eq!(opened.read(&mut [0; 16]).unwrap(), b"text");
+    assert_eq!(opened.read(&mut Buffer::new(&mut [0; 16])).unwrap(), b"text");
     drop(opened);
     let number = || {
         let opened = Opened::new(&tree.path().join("a"), 0).unwrap();
@@ -46,7 +63,7 @@ fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
         File::options().read(true).write(true).open(tree.path().join("theirs")).unwrap();
     // SAFETY: both numbers are open; the first is nobody's but ours.
     assert_eq!(unsafe { libc::dup2(theirs.as_raw_fd(), kept.number()) }, kept.number());
-    assert_eq!(kept.read(&mut [0; 16]), None);
+    assert_eq!(read(kept, 16), None);
     // SAFETY: it is open: the copy that was just made.
     assert_eq!(unsafe { libc::lseek(kept.number(), 0, libc::SEEK_CUR) }, 0, "still open");
     theirs.write_all(b"more").unwrap();
@@ -63,7 +80,7 @@ fn a_number_that_is_closed_is_not_read() {
     let kept = Opened::new(&tree.path().join("ours"), 0).unwrap().keep();
     // SAFETY: the descriptor is nobody's but ours.
     unsafe { libc::close(kept.number()) };
-    let found = kept.read(&mut [0; 16]).map(<[u8]>::to_vec);
+    let found = read(kept, 16);
     assert_ne!(found.as_deref(), Some(&b"ours"[..]));
 }
 
@@ -72,5 +89,5 @@ fn a_folder_or_a_missing_file_is_no_text() {
     let tree = Tree::new();
     assert!(Opened::new(&tree.path().join("missing"), 0).is_none());
     let folder = Opened::new(tree.path(), 0).unwrap();
-    assert_eq!(folder.read(&mut [0; 16]), None);
+    assert_eq!(folder.read(&mut Buffer::new(&mut [0; 16])), None);
 }

@@ -202,6 +202,18 @@ fn what_is_open_of_a_group_is_used_again_in_it() {
 }
 
 #[test]
+fn a_status_that_names_many_groups_is_read_whole() {
+    let tree = Tree::v2();
+    let reader = Reader::new(tree.path());
+    for groups in [1, 2000, 60_000, 2] {
+        let names = "1000000 ".repeat(groups);
+        let fields = ["Anon", "File", "Shmem"].map(|kind| format!("Rss{kind}:\t{groups} kB\n"));
+        tree.write("proc/self/status", &format!("Groups:\t{names}\n{}", fields.concat()));
+        assert_eq!(reader.status().map(|s| s.anon), Some(groups as u64 * 1024));
+    }
+}
+
+#[test]
 fn where_nothing_is_shown_nothing_is_known_but_the_machine() {
     let tree = Tree::new();
     let reader = Reader::new(tree.path());
