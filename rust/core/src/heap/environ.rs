@@ -30,15 +30,16 @@ pub fn started() -> &'static Started {
         let now: Vec<Vec<u8>> = now.collect();
         // What has nothing in common with now is not what it was.
         let kept = start.split(|byte| *byte == 0).any(|entry| now.iter().any(|own| own == entry));
-        Started::read(&if kept { start } else { now.join(&0) })
+        Started::read(&if kept { start } else { now.join(&0) }, is_strict())
     })
 }
 
 impl Started {
     /// Reads it from variables with a zero byte after each.
-    fn read(all: &[u8]) -> Self {
+    fn read(all: &[u8], strict: bool) -> Self {
         let number = |variable, tunable| {
-            given(all, tunable).or_else(|| given(all, variable)).and_then(number)
+            let given = given(all, tunable).or_else(|| given(all, variable));
+            given.and_then(|text| number(text, strict))
         };
         let trim_threshold = number("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold");
         let top_pad = number("MALLOC_TOP_PAD_", "glibc.malloc.top_pad");
@@ -64,21 +65,54 @@ fn given<'a>(all: &'a [u8], wanted: &str) -> Option<&'a str> {
     })
 }
 
-/// A number as glibc reads it: those below zero are the largest there are.
-fn number(text: &str) -> Option<usize> {
-    match (text.strip_prefix("0x"), text.strip_prefix('-')) {
-        (Some(digits), _) => usize::from_str_radix(digits, 16).ok(),
-        (_, Some(digits)) => digits.parse().ok().map(usize::wrapping_neg),
-        _ => text.parse().ok(),
+/// A number as glibc reads it: blanks and a sign first, then digits of the base that their start
+/// tells, up to the first that is none of them, and 0 where there is none. Those below zero count
+/// from the end, and the largest there is stands for those that are larger. Where it is `strict`,
+/// nothing may follow, nor may it be too large.
+fn number(text: &str, strict: bool) -> Option<usize> {
+    let text = text.trim_start_matches([' ', '\t']);
+    let (negative, digits) = match text.as_bytes() {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    };
+    let (base, digits) = match digits {
+        [b'0', b'x' | b'X', digits @ ..] => (16, digits),
+        [b'0', digits @ ..] => (8, digits),
+        digits => (10, digits),
+    };
+    let values = digits.iter().map_while(|digit| char::from(*digit).to_digit(base));
+    let follows = values.clone().count() < digits.len();
+    let value = values
+        .into_iter()
+        .try_fold(0u64, |value, digit| value.checked_mul(base.into())?.checked_add(digit.into()));
+    if strict && (follows || value.is_none()) {
+        return None;
     }
+    let value = value.map_or(u64::MAX, |value| if negative { value.wrapping_neg() } else { value });
+    Some(value.try_into().unwrap_or(usize::MAX))
+}
+
+/// Whether this glibc takes no number that something follows: 2.39 was the first.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn is_strict() -> bool {
+    // SAFETY: it returns a constant of the library, which ends with a zero byte.
+    let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+    let version = version.to_str().ok().and_then(|text| text.strip_prefix("2.")?.parse().ok());
+    version.is_none_or(|minor: u32| minor >= 39)
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn is_strict() -> bool {
+    true
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Started;
+    use super::{Started, number};
 
     fn trim_threshold(all: &[u8]) -> Option<usize> {
-        Started::read(all).trim_threshold
+        Started::read(all, true).trim_threshold
     }
 
     #[test]
@@ -95,18 +129,50 @@ mod tests {
         for all in ["", "GLIBC_TUNABLES=glibc.malloc.trim_threshold=x", "GLIBC_TUNABLES=="] {
             assert_eq!(trim_threshold(all.as_bytes()), None, "{all:?}");
         }
-        let long = b"\xff=1\0glibc.malloc.trim_threshold=99999999999999999999";
-        assert_eq!(trim_threshold(long), None);
-        assert_eq!(trim_threshold(b"MALLOC_TRIM_THRESHOLD_=-1"), Some(usize::MAX));
+        assert_eq!(trim_threshold(b"\xff=1\0glibc.malloc.trim_threshold=5"), Some(5));
+    }
+
+    #[test]
+    fn numbers_are_read_as_far_as_they_go() {
+        // What older ones read, and whether newer ones take it.
+        for (text, expected, whole) in [
+            ("131072", 131_072, true),
+            ("128K", 128, false),
+            ("100000000 ", 100_000_000, false),
+            (" \t65536", 65_536, true),
+            ("\n65536", 0, false),
+            ("+7", 7, true),
+            ("+ 7", 0, false),
+            ("-1", usize::MAX, true),
+            ("-+1", 0, false),
+            ("0x20000", 0x20000, true),
+            ("0XfF", 255, true),
+            ("-0x1", usize::MAX, true),
+            ("0xg", 0, false),
+            ("010", 8, true),
+            ("018", 1, false),
+            ("09", 0, false),
+            ("0", 0, true),
+            ("", 0, true),
+            ("x", 0, false),
+            ("1e6", 1, false),
+            ("1_000", 1, false),
+            ("99999999999999999999", usize::MAX, false),
+            ("-99999999999999999999", usize::MAX, false),
+            ("0xfffffffffffffffff", usize::MAX, false),
+        ] {
+            assert_eq!(number(text, false), Some(expected), "{text:?}");
+            assert_eq!(number(text, true), whole.then_some(expected), "{text:?}");
+        }
     }
 
     #[test]
     fn each_of_four_keeps_the_thresholds_where_they_are() {
         for name in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_"] {
-            assert!(Started::read(format!("{name}=1\0").as_bytes()).fixed, "{name}");
+            assert!(Started::read(format!("{name}=1\0").as_bytes(), true).fixed, "{name}");
         }
-        assert!(Started::read(b"GLIBC_TUNABLES=glibc.malloc.trim_threshold=1").fixed);
-        let other = Started::read(b"MALLOC_ARENA_MAX=2\0MALLOC_MMAP_MAX_=x\0");
+        assert!(Started::read(b"GLIBC_TUNABLES=glibc.malloc.trim_threshold=1", true).fixed);
+        let other = Started::read(b"MALLOC_ARENA_MAX=2\0MALLOC_MMAP_MAX_=x\0", true);
         assert_eq!(other, Started { arena_max: Some(2), ..Started::default() });
     }
 }
