@@ -105,11 +105,11 @@ fn memory_that_is_no_heap_is_left_as_it_is() {
 fn tree(name: &str, files: &[(&str, &str)]) -> io::Result<PathBuf> {
     let root = std::env::temp_dir().join(format!("memweir-advice-{}-{name}", std::process::id()));
     let folder = root.join("sys/kernel/mm/transparent_hugepage");
-    for inner in ["khugepaged", "hugepages-2048kB"] {
-        std::fs::create_dir_all(folder.join(inner))?;
-    }
+    std::fs::create_dir_all(folder.join("khugepaged"))?;
     for (file, text) in files {
-        std::fs::write(folder.join(file), text)?;
+        let file = folder.join(file);
+        file.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(file, text)?;
     }
     Ok(root)
 }
@@ -123,6 +123,19 @@ fn where_huge_pages_are_not_for_who_asks_nothing_is_done() -> io::Result<()> {
         (
             "one size",
             &[("enabled", "always [madvise] never\n"), (large, "[always] inherit madvise never\n")],
+            "to all",
+        ),
+        (
+            "smallest",
+            &[
+                ("enabled", "always [madvise] never\n"),
+                ("hugepages-8kB/enabled", "[always] never\n"),
+            ],
+            "to all",
+        ),
+        (
+            "largest",
+            &[("enabled", "[madvise]\n"), ("hugepages-1048576kB/enabled", "[always] never\n")],
             "to all",
         ),
         ("none", &[], "does not tell whom"),

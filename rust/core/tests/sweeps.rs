@@ -234,6 +234,19 @@ fn without_a_thread_the_one_that_waits_does_the_work_and_it_is_said() {
     assert!(last.is_some_and(|step| step.name == "thread" && !step.ok && step.why.is_some()));
 }
 
+/// One that failed is told of, and those beside it are, too.
+#[test]
+fn a_step_that_panics_takes_no_other_with_it() {
+    let _alone = alone();
+    script(&[&[0, BIG, BIG]]);
+    let start = |_| std::panic::resume_unwind(Box::new("as it was told"));
+    let steps = work(&detect(&Fake::glibc(1)), Part::Sweep, &start);
+    let names: Vec<_> = steps.iter().map(|step| (step.name, step.anon_before.is_some())).collect();
+    assert_eq!(names, [("sweep", true), ("advice", true)]);
+    assert!(!steps[0].ok);
+    assert!(steps[0].why.as_deref().is_some_and(|why| why.contains("report this")));
+}
+
 #[test]
 fn work_that_panics_ends_the_job_and_not_the_next() {
     let (slow, go) = Slow::new(None, true);

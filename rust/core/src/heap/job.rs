@@ -6,7 +6,7 @@
 
 use super::detect::{Allocator, Calls};
 use super::release::release;
-use super::step::{Outcome, Step};
+use super::step::{BROKEN, Outcome, Step};
 use super::thread::{self, Work};
 use super::{advice, live, sweep};
 use crate::proc::fork::{self, Forked, lock};
@@ -161,9 +161,7 @@ impl Desk {
             running.taken += 1;
             drop(state);
             let steps = catch_unwind(AssertUnwindSafe(|| self.hands.work(part)));
-            let steps = steps.unwrap_or_else(|_| {
-                vec![Step::missing(part.name(), "it failed inside memweir; please report this")]
-            });
+            let steps = steps.unwrap_or_else(|_| vec![Step::missing(part.name(), BROKEN)]);
             if let Some(running) = lock(&self.state).of(job) {
                 running.steps.extend(steps);
             }

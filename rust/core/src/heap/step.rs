@@ -3,8 +3,12 @@
 use super::advice::Advice;
 use super::sweep::Sweep;
 use crate::proc::{limits, text};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
+
+/// Why a step failed that panicked.
+pub const BROKEN: &str = "it failed inside memweir; please report this";
 
 /// One step, whether it could be taken or not.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,10 +61,12 @@ impl Outcome {
 }
 
 impl Step {
-    /// Makes a call and notes what it cost.
+    /// Makes a call and notes what it cost. One that panics has failed, and what was done before it
+    /// is still told.
     pub fn take(name: &'static str, call: impl FnOnce() -> Outcome) -> Self {
         let (anon_before, start) = (anon(), Instant::now());
-        let outcome = call();
+        let outcome =
+            catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Outcome::failed(BROKEN));
         Self {
             name,
             ok: !outcome.failed,
