@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 import subprocess
 import sys
 import threading
@@ -127,6 +128,40 @@ after = mw.memory()
 assert abs(after.rss - before.rss) < 8 * MIB
 assert unread.file is not None
 """)
+
+
+def test_a_child_with_its_parents_number_reads_of_itself() -> None:
+    """Each is the first process of a namespace of its own."""
+    first = ["unshare", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*first, "true"], check=False).returncode:
+        pytest.skip("this process can have no namespace of its own")
+    script = """
+import ctypes, os
+import memweir as mw
+import numpy as np
+
+MIB, NEWPID = 1 << 20, 0x20000000
+assert os.getpid() == 1
+kept = np.ones(128 * MIB, np.uint8)
+before = mw.memory(full=True)
+unread = mw.memory()
+assert ctypes.CDLL(None).unshare(NEWPID) == 0
+pid = os.fork()
+if pid == 0:
+    code = 1
+    try:
+        del kept
+        assert os.getpid() == 1
+        now = mw.memory(full=True)
+        assert before.anon - now.anon > 120 * MIB, (before, now)
+        assert abs(now.rss - now.anon - now.file - now.shmem) < 4 * MIB
+        assert unread.file is None
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    subprocess.run([*first, sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_numbers_that_were_closed_and_used_again_are_left_alone() -> None:

@@ -1,5 +1,6 @@
 //! What this process uses and may use, as an immutable object.
 
+use memweir_core::proc::fork::Process;
 use memweir_core::proc::limits::Limit;
 use memweir_core::proc::reader::{Quick, Reader, Stalls};
 use memweir_core::proc::text::{Rollup, Stall, Stat, Status};
@@ -50,10 +51,10 @@ impl<T: Clone> Later<T> {
         Self(OnceLock::new())
     }
 
-    fn get(&self, pid: u32, read: impl FnOnce() -> Option<T>) -> Option<T> {
+    fn get(&self, process: Process, read: impl FnOnce() -> Option<T>) -> Option<T> {
         if self.0.get().is_none() {
             // What a child reads is not of the process that the rest is of.
-            let value = if pid == std::process::id() { read() } else { None };
+            let value = if process == Process::this() { read() } else { None };
             let _ = self.0.set(value);
         }
         self.0.get().cloned().flatten()
@@ -62,19 +63,19 @@ impl<T: Clone> Later<T> {
 
 impl PyMemory {
     fn status(&self) -> Option<Status> {
-        self.status.get(self.quick.pid, || Reader::shared().status())
+        self.status.get(self.quick.process, || Reader::shared().status())
     }
 
     fn stat(&self) -> Option<Stat> {
-        self.stat.get(self.quick.pid, || Reader::shared().stat())
+        self.stat.get(self.quick.process, || Reader::shared().stat())
     }
 
     fn host(&self) -> Option<u64> {
-        self.available.get(self.quick.pid, || Reader::shared().available())
+        self.available.get(self.quick.process, || Reader::shared().available())
     }
 
     fn stalls(&self) -> Option<Stalls> {
-        self.pressure.get(self.quick.pid, || Reader::shared().pressure())
+        self.pressure.get(self.quick.process, || Reader::shared().pressure())
     }
 
     fn rollup(&self) -> Option<Rollup> {

@@ -9,6 +9,7 @@
 //! become somebody else's. What that leaves open is little: the files of its parent in a forked
 //! child, those of the last group in a process that was moved to another.
 
+use super::fork::Process;
 use std::path::Path;
 
 /// Enough for nearly all that is read like this. `status` names every group of a user, though.
@@ -40,7 +41,7 @@ mod imp {
         number: RawFd,
         device: u64,
         inode: u64,
-        pid: u32,
+        process: Process,
     }
 
     /// A file that closes itself unless it is kept.
@@ -51,11 +52,11 @@ mod imp {
 
     impl Opened {
         /// Opens a file.
-        pub fn new(path: &Path, pid: u32) -> Option<Self> {
+        pub fn new(path: &Path, process: Process) -> Option<Self> {
             let file = above_standard(File::open(path).ok()?)?;
             let found = file.metadata().ok()?;
             let (number, device, inode) = (file.as_raw_fd(), found.dev(), found.ino());
-            Some(Self { file, kept: Kept { number, device, inode, pid } })
+            Some(Self { file, kept: Kept { number, device, inode, process } })
         }
 
         /// The text of the file, in `buffer`.
@@ -77,8 +78,8 @@ mod imp {
 
     impl Kept {
         /// Whether this process opened it. In a forked child, `/proc/self` of then is the parent's.
-        pub fn is_of(&self, pid: u32) -> bool {
-            self.pid == pid
+        pub fn is_of(&self, process: Process) -> bool {
+            self.process == process
         }
 
         /// The text of the file, in `buffer`.
@@ -161,7 +162,7 @@ mod imp {
 
     impl Opened {
         /// Opens nothing.
-        pub fn new(_path: &Path, _pid: u32) -> Option<Self> {
+        pub fn new(_path: &Path, _process: Process) -> Option<Self> {
             None
         }
 
@@ -178,7 +179,7 @@ mod imp {
 
     impl Kept {
         /// There is no fork either.
-        pub fn is_of(&self, _pid: u32) -> bool {
+        pub fn is_of(&self, _process: Process) -> bool {
             true
         }
 

@@ -1,6 +1,6 @@
 //! Reads what this process uses and may use, again and again at little cost.
 
-use super::fork::{self, Forked};
+use super::fork::{self, Forked, Process};
 use super::groups::{self, Place};
 use super::kept::{Buffer, Kept, Opened, USUAL};
 use super::limits::{self, Limit, is_there, present, whole};
@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quick {
     /// The process that this is of.
-    pub pid: u32,
+    pub process: Process,
     /// Bytes of resident pages.
     pub rss: Option<u64>,
     /// Those that belong to nobody but processes.
@@ -78,7 +78,7 @@ struct State {
     limits: Vec<Limit>,
     limit: Option<Limit>,
     /// When the limits are to be read again, and by which process they were.
-    due: Option<(Instant, u32)>,
+    due: Option<(Instant, Process)>,
 }
 
 /// Where a process is among groups.
@@ -97,7 +97,7 @@ struct Known {
     statm: Option<Kept>,
     usage: Option<Kept>,
     limit: Option<Limit>,
-    due: Option<(Instant, u32)>,
+    due: Option<(Instant, Process)>,
 }
 
 impl State {
@@ -150,15 +150,15 @@ impl Reader {
     pub fn quick(&self) -> Quick {
         self.quick_unless_due().unwrap_or_else(|| {
             self.limits();
-            self.look(std::process::id(), self.known())
+            self.look(Process::this(), self.known())
         })
     }
 
     /// The same; `None` when the limits are to be read again, which takes twenty times as long.
     pub fn quick_unless_due(&self) -> Option<Quick> {
-        let (pid, known) = (std::process::id(), self.known());
+        let (this, known) = (Process::this(), self.known());
         let (due, by) = known.due?;
-        (by == pid && Instant::now() < due).then(|| self.look(pid, known))
+        (by == this && Instant::now() < due).then(|| self.look(this, known))
     }
 
     fn known(&self) -> Known {
@@ -171,15 +171,15 @@ impl Reader {
         }
     }
 
-    fn look(&self, pid: u32, known: Known) -> Quick {
+    fn look(&self, process: Process, known: Known) -> Quick {
         let mut room = [0; 256];
         let mut buffer = Buffer::new(&mut room);
         let page = crate::arena::page() as u64;
         let statm =
-            self.again(File::Statm, known.statm, pid, &mut buffer, |t| text::statm(t, page));
-        let charge = self.again(File::Usage, known.usage, pid, &mut buffer, text::lone);
+            self.again(File::Statm, known.statm, process, &mut buffer, |t| text::statm(t, page));
+        let charge = self.again(File::Usage, known.usage, process, &mut buffer, text::lone);
         Quick {
-            pid,
+            process,
             rss: statm.map(|s| s.resident),
             anon: statm.map(|s| s.resident.saturating_sub(s.shared)),
             charge,
@@ -219,12 +219,12 @@ impl Reader {
 
     /// All limits, as they are now.
     pub fn limits(&self) -> Vec<Limit> {
-        let pid = std::process::id();
+        let this = Process::this();
         let (home, last) = {
             let mut state = fork::lock(&self.state);
             // Others go on with what was read last, if anything was.
             if state.limit.is_some() {
-                state.due = Some((Instant::now() + PERIOD, pid));
+                state.due = Some((Instant::now() + PERIOD, this));
             }
             (state.home.clone(), state.limits.clone())
         };
@@ -239,7 +239,7 @@ impl Reader {
         );
 
         let mut state = fork::lock(&self.state);
-        state.due = Some((Instant::now() + if sure && complete { PERIOD } else { RETRY }, pid));
+        state.due = Some((Instant::now() + if sure && complete { PERIOD } else { RETRY }, this));
         state.limit = found.iter().min_by_key(|limit| limit.bytes).cloned();
         state.limits.clone_from(&found);
         state.move_to(home);
@@ -277,7 +277,7 @@ impl Reader {
             self.limits(); // by which the group is found
         }
         let kept = fork::lock(&self.state).kept(file);
-        self.again(file, kept, std::process::id(), &mut Buffer::new(&mut [0; USUAL]), parse)
+        self.again(file, kept, Process::this(), &mut Buffer::new(&mut [0; USUAL]), parse)
     }
 
     /// Reads a file by the descriptor that was `kept`, or opens it anew.
@@ -285,17 +285,17 @@ impl Reader {
         &self,
         file: File,
         kept: Option<Kept>,
-        pid: u32,
+        process: Process,
         buffer: &mut Buffer<'_>,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Option<T> {
-        let usable = kept.filter(|kept| kept.is_of(pid) || !file.is_own());
+        let usable = kept.filter(|kept| kept.is_of(process) || !file.is_own());
         if let Some(text) = usable.and_then(|kept| kept.read(buffer)) {
             return parse(text);
         }
         let place =
             if file.is_of_group() { fork::lock(&self.state).home.place.clone() } else { None };
-        let opened = Opened::new(&self.path(file, place.as_deref())?, pid)?;
+        let opened = Opened::new(&self.path(file, place.as_deref())?, process)?;
         let value = parse(opened.read(buffer)?)?;
         let mut state = fork::lock(&self.state);
         let moved = file.is_of_group() && state.home.place != place;

@@ -1,4 +1,5 @@
 use super::tree::Tree;
+use crate::proc::fork::Process;
 use crate::proc::kept::*;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -12,12 +13,13 @@ fn read(kept: Kept, room: usize) -> Option<Vec<u8>> {
 fn a_kept_file_is_read_from_its_start_as_it_is_now() {
     let tree = Tree::new();
     tree.write("a", "first");
-    let opened = Opened::new(&tree.path().join("a"), 7).unwrap();
+    let opened = Opened::new(&tree.path().join("a"), Process::this()).unwrap();
     let kept = opened.keep();
     assert_eq!(read(kept, 16).unwrap(), b"first");
     tree.write("a", "second");
     assert_eq!(read(kept, 16).unwrap(), b"second");
-    assert!(kept.is_of(7) && !kept.is_of(8));
+    let this = Process::this();
+    assert!(kept.is_of(this) && !kept.is_of(this.child()));
     tree.remove("a");
     assert_eq!(read(kept, 16).unwrap(), b"second");
 }
@@ -28,11 +30,11 @@ fn a_text_longer_than_the_room_is_read_whole() {
     for length in [0, 15, 16, 17, 255, 256, 1000, 100_000] {
         let text: String = ('a'..='z').cycle().take(length).collect();
         tree.write("a", &text);
-        let kept = Opened::new(&tree.path().join("a"), 0).unwrap().keep();
+        let kept = Opened::new(&tree.path().join("a"), Process::this()).unwrap().keep();
         assert_eq!(read(kept, 16).unwrap(), text.as_bytes(), "{length}");
     }
     tree.write("a", &"x".repeat(20 << 20));
-    let kept = Opened::new(&tree.path().join("a"), 0).unwrap().keep();
+    let kept = Opened::new(&tree.path().join("a"), Process::this()).unwrap().keep();
     let read = read(kept, 16).unwrap().len();
     assert!((4 << 20..20 << 20).contains(&read), "{read}");
 }
@@ -41,11 +43,11 @@ fn a_text_longer_than_the_room_is_read_whole() {
 fn what_is_not_kept_is_closed() {
     let tree = Tree::new();
     tree.write("a", "text");
-    let opened = Opened::new(&tree.path().join("a"), 0).unwrap();
+    let opened = Opened::new(&tree.path().join("a"), Process::this()).unwrap();
     assert_eq!(opened.read(&mut Buffer::new(&mut [0; 16])).unwrap(), b"text");
     drop(opened);
     let number = || {
-        let opened = Opened::new(&tree.path().join("a"), 0).unwrap();
+        let opened = Opened::new(&tree.path().join("a"), Process::this()).unwrap();
         opened.number()
     };
     let highest = (0..5000).map(|_| number()).max().unwrap();
@@ -58,7 +60,7 @@ fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
     let tree = Tree::new();
     tree.write("ours", "ours");
     tree.write("theirs", "theirs");
-    let kept = Opened::new(&tree.path().join("ours"), 0).unwrap().keep();
+    let kept = Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep();
     let mut theirs =
         File::options().read(true).write(true).open(tree.path().join("theirs")).unwrap();
     // SAFETY: both numbers are open; the first is nobody's but ours.
@@ -77,7 +79,7 @@ fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
 fn a_number_that_is_closed_is_not_read() {
     let tree = Tree::new();
     tree.write("ours", "ours");
-    let kept = Opened::new(&tree.path().join("ours"), 0).unwrap().keep();
+    let kept = Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep();
     // SAFETY: the descriptor is nobody's but ours.
     unsafe { libc::close(kept.number()) };
     let found = read(kept, 16);
@@ -87,7 +89,7 @@ fn a_number_that_is_closed_is_not_read() {
 #[test]
 fn a_folder_or_a_missing_file_is_no_text() {
     let tree = Tree::new();
-    assert!(Opened::new(&tree.path().join("missing"), 0).is_none());
-    let folder = Opened::new(tree.path(), 0).unwrap();
+    assert!(Opened::new(&tree.path().join("missing"), Process::this()).is_none());
+    let folder = Opened::new(tree.path(), Process::this()).unwrap();
     assert_eq!(folder.read(&mut Buffer::new(&mut [0; 16])), None);
 }

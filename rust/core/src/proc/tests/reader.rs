@@ -1,4 +1,5 @@
 use super::tree::Tree;
+use crate::proc::fork::Process;
 use crate::proc::reader::Reader;
 
 fn page() -> u64 {
@@ -20,7 +21,7 @@ fn a_look_at_a_group_of_the_second_version() {
     let quick = reader.quick();
     assert_eq!((quick.rss, quick.anon), (Some(5 * page()), Some(3 * page())));
     assert_eq!(quick.charge, Some(5000));
-    assert_eq!(quick.pid, std::process::id());
+    assert_eq!(quick.process, Process::this());
     assert_eq!(reader.stat().unwrap().inactive_file, 1000);
     assert_eq!(reader.available(), Some(600_000 << 10));
     assert_eq!(bounds(&reader), [("host", HOST)]);
