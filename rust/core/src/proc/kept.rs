@@ -7,7 +7,7 @@
 //! start of somebody else's file, once, and without moving in it; pipes, sockets and terminals have
 //! no start and refuse. And the number is never closed, since between a look and a `close` it may
 //! become somebody else's. What that leaves open is little: the files of its parent in a forked
-//! child, those of the last group in a process that was moved to another.
+//! child, and in a process that was moved those of each group that it left, for when it is back.
 
 use super::fork::Process;
 use std::path::Path;
