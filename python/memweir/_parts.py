@@ -55,8 +55,13 @@ def _count(value: Any) -> None:
 def _seconds(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"seconds are an int or a float, not {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"not a length of time: {value}")
+    # Whoever counts with them makes a float of them, which not every int can become.
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError("not a length of time: out of range") from None
+    if not 0 <= number < math.inf:
+        raise ValueError(f"not a length of time: {number}")
 
 
 def _switch(value: Any) -> None:

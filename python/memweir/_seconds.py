@@ -11,6 +11,10 @@ def seconds(name: str, value: float | None) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number of seconds or None, not {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name} is a number of seconds from 0: {value!r}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is a number of seconds, and this is out of range") from None
+    if not number >= 0:
+        raise ValueError(f"{name} is a number of seconds from 0: {number!r}")
+    return number

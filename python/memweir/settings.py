@@ -75,6 +75,8 @@ class Settings(_Said):
     """Defaults of this process. Sizes are bytes or text; times are seconds.
 
     What is not said has the default, or with ``low_memory`` the value behind "low memory".
+    ``dataclasses.replace`` says every field; ``Settings.from_dict({**made.said(), ...})`` changes
+    some and leaves the unsaid so.
     """
 
     cache_budget: int | str = _part(SIZE, "1 GiB", low="256 MiB")
