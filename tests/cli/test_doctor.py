@@ -295,7 +295,7 @@ class TestFolders:
         (lib / "libjemalloc.so.2").touch()
         named = (
             "/usr/lib/libjemalloc.so /nowhere/libmimalloc.so:libother.so $LIB/libjemalloc.so.2"
-            " libjemalloc.so libgone.so.1"
+            " libjemalloc.so libgone.so.1 /usr/lib/libgone.so.1.0 /nowhere/libjemalloc.so"
         )
         seen = host(tmp_path, {"proc/self/maps": MAPS}, {"LD_PRELOAD": named})
         found = {one["name"]: (one["there"], one["allocator"]) for one in allocator.preloaded(seen)}
@@ -306,6 +306,8 @@ class TestFolders:
             "$LIB/libjemalloc.so.2": (True, "jemalloc"),
             "libjemalloc.so": (True, "jemalloc"),  # the loader follows the link
             "libgone.so.1": (True, None),
+            "/usr/lib/libgone.so.1.0": (True, None),  # replaced since
+            "/nowhere/libjemalloc.so": (False, "jemalloc"),  # one of its name is mapped
         }
 
     def test_shared_memory_without_a_size_has_none(

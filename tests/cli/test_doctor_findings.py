@@ -238,6 +238,7 @@ CASES: list[tuple[str, str, Change, Change]] = [
     ("jemalloc-no-background", "note", allocator("jemalloc"), allocator("glibc")),
     ("numpy-huge-pages", "note", without_numpy(), without_numpy(kind="jemalloc")),
     ("numpy-huge-pages", "note", without_numpy(), variable("OTHER")),
+    ("numpy-huge-pages", "note", without_numpy(), without_numpy(pages="always")),
     (
         "torch-conf-twice",
         "warning",
@@ -263,6 +264,12 @@ CASES: list[tuple[str, str, Change, Change]] = [
     ("tcmalloc-keeps", "note", allocator("tcmalloc"), allocator("mimalloc")),
     ("setting-bad", "problem", settings(error="MEMWEIR_TUNE: no such name"), settings(Settings())),
     ("budget-over-limit", "warning", settings(budget=16 * GIB), settings(budget=15 * GIB)),
+    (
+        "budget-over-limit",
+        "warning",
+        settings(Settings(low_memory=True), budget=16 * GIB),
+        settings(Settings(low_memory=True), budget=15 * GIB),
+    ),
     (
         "budget-over-limit",
         "problem",  # somebody said so

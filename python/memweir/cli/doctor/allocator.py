@@ -87,11 +87,14 @@ def preloaded(host: Host) -> list[dict[str, Any]]:
     found = []
     for name in variables.get("LD_PRELOAD", "").replace(":", " ").split():
         path = Path(name)
-        real = path.name
+        real, given = path.name, True
         if "/" in name and "$" not in name:  # others are the loader's to find
-            real = (host.root / name.lstrip("/")).resolve().name
+            file = host.root / name.lstrip("/")
+            real = file.resolve().name
+            # Another of its name may be mapped; it may be itself, and replaced since.
+            given = not path.is_absolute() or file.exists() or f" {name} (deleted)\n" in maps + "\n"
         # What is mapped ends in more of a version, or in "(deleted)".
-        there = not maps or any(file.startswith((path.name, real)) for file in mapped)
+        there = not maps or (given and any(f.startswith((path.name, real)) for f in mapped))
         kinds = (kind for kind in ("jemalloc", "mimalloc", "tcmalloc") if kind in path.name)
         found.append({"name": name, "there": there, "allocator": next(kinds, None)})
     return found

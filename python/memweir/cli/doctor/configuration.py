@@ -63,7 +63,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
         return
     values, limit = seen["values"], facts["limits"]["limit"]
     if limit is not None and seen["budget"] >= limit:
-        said = values["cache_budget"]["origin"] != "default"
+        # The switch says a size of its own, and a smaller one than the default.
+        said = values["cache_budget"]["origin"] not in ("default", "low memory")
         yield Finding(
             "problem" if said else "warning",
             "budget-over-limit",

@@ -158,15 +158,17 @@ def _idle(facts: Facts) -> Iterator[Finding]:
 def _numpy(facts: Facts) -> Iterator[Finding]:
     if (
         "NUMPY_MADVISE_HUGEPAGE" not in facts["environment"]["variables"]
-        and facts["kernel"]["huge_pages"] in ("madvise", "always")
+        # Where they are given to all, numpy's asking changes nothing.
+        and facts["kernel"]["huge_pages"] == "madvise"
         and facts["allocator"]["kind"] == "glibc"
     ):
         yield Finding(
             "note",
             "numpy-huge-pages",
             "numpy asks for huge pages under arrays of 4 MiB and more, and malloc's free memory "
-            "keeps the mark: the kernel fills it in again after a trim",
-            "set NUMPY_MADVISE_HUGEPAGE=0 where the process is started, if it is trimmed",
+            "keeps the mark until a trim takes it back: the kernel fills it in again before that",
+            "set NUMPY_MADVISE_HUGEPAGE=0 where the process is started, if what is free is to stay "
+            "free without a trim",
         )
 
 
