@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -214,6 +215,9 @@ def test_without_hooks_the_step_says_so():
         ({"min_interval": float("nan")}, ValueError),
         ({"min_interval": "30"}, TypeError),
         ({"deadline": -0.1}, ValueError),
+        ({"deadline": 10**400}, ValueError),
+        ({"min_interval": 10**5000}, ValueError),
+        ({"deadline": -(10**5000)}, ValueError),
         ({"deadline": True}, TypeError),
     ],
 )
@@ -241,6 +245,13 @@ def test_records_with_an_as_dict_of_their_own_become_plain_data_too():
     memory = SimpleNamespace(anon=1, as_dict=lambda: {"anon": 1})
     report = World(memory=lambda full: memory).trims.trim("buffers")
     assert report.as_dict()["before"] == {"anon": 1}
+
+
+def test_memweirs_own_report_is_json():
+    report = mw.trim("buffers")
+    plain = json.loads(json.dumps(report.as_dict()))
+    assert plain["allocator"]["kind"] == mw.heap().allocator.kind
+    assert plain["before"]["anon"] == report.before.anon
 
 
 def test_memweirs_own_trim_is_all_of_it():

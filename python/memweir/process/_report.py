@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from memweir.sizes import format_size
@@ -81,7 +81,7 @@ class TrimReport:
         return next((step for step in self.steps if step.name == name), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, with ``released``; what has an ``as_dict`` itself as that."""
+        """The fields by name, with ``released``; records in them by their fields, too."""
         named = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
         steps = [step.as_dict() for step in self.steps]
         return {**named, "steps": steps, "released": self.released}
@@ -118,4 +118,6 @@ def signed(released: int | None) -> str:
 def plain(value: Any) -> Any:
     """A record as a dict, anything else as it is."""
     as_dict = getattr(value, "as_dict", None)
-    return value if as_dict is None else as_dict()
+    if as_dict is not None:
+        return as_dict()
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

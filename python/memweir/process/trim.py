@@ -33,14 +33,15 @@ def trim(
     what the ``"allocator"`` releases when asked, and the ``"arenas"`` that glibc leaves out of
     that, whose nearly empty parts take no huge pages any more where numpy had asked for them. All
     of it runs in a thread of ours, one trim at a time: callers that come meanwhile join it and get
-    the same report.
+    the same report. What they freed after a step began is left to the next trim.
 
-    An explicit call always acts. Give ``min_interval`` in seconds where you trim periodically:
+    An explicit call always acts, or joins one that does. Give ``min_interval`` in seconds where you trim periodically:
     a step that was done more recently is left out, one that brought little is done less and less
     often, and no full collection is forced unless ``level`` is ``"gc"``.
 
-    After ``deadline`` seconds you get the report so far, and the trim goes on. Nothing is raised
-    for what fails or is not supported here: it is in the report.
+    After ``deadline`` seconds you get the report so far, and the trim goes on; where no thread can
+    be started, your own does the work to its end. Nothing is raised for what fails or is not
+    supported here: it is in the report.
     """
     return _trims.trim(level, min_interval=min_interval, deadline=deadline)
 
@@ -48,7 +49,10 @@ def trim(
 async def atrim(
     level: Level = "auto", *, min_interval: float | None = None, deadline: float | None = None
 ) -> TrimReport:
-    """:func:`trim` for tasks: the loop goes on, and no executor's thread is held."""
+    """:func:`trim` for tasks: the loop goes on, and no executor's thread is held.
+
+    Where no thread can be started the work is done on the loop, which stands still meanwhile.
+    """
     return await _trims.atrim(level, min_interval=min_interval, deadline=deadline)
 
 
