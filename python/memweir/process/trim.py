@@ -35,9 +35,9 @@ def trim(
     of it runs in a thread of ours, one trim at a time: callers that come meanwhile join it and get
     the same report. What they freed after a step began is left to the next trim.
 
-    An explicit call always acts, or joins one that does. Give ``min_interval`` in seconds where you trim periodically:
-    a step that was done more recently is left out, one that brought little is done less and less
-    often, and no full collection is forced unless ``level`` is ``"gc"``.
+    An explicit call always acts, or joins one that does. Give ``min_interval`` in seconds where
+    you trim periodically: a step that was done more recently is left out, one that brought little
+    is done less and less often, and no full collection is forced unless ``level`` is ``"gc"``.
 
     After ``deadline`` seconds you get the report so far, and the trim goes on; where no thread can
     be started, your own does the work to its end. Nothing is raised for what fails or is not
