@@ -53,7 +53,7 @@ lint: build/dev.stamp
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
-HALF := tests/pixels tests/process tests/models tests/ort tests/cli
+HALF := tests/pixels tests/process tests/models tests/ort
 pytest: build/dev.stamp build/hub0.stamp build/ort0.stamp build/allocators.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider $(HALF) $(PYTEST_ARGS) & half=$$!; \

@@ -391,8 +391,11 @@ def test_57_pages_are_dropped_in_a_containers_overlay(tmp_path):
         file.write(b"\1" * 16 * mmap.PAGESIZE)
         os.fsync(file.fileno())  # pages that are not on disk yet count as written to
     command = ["unshare", "-m", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, DROP]
+    env = {**os.environ, "PYTHONPATH": str(Path(mw.__file__).parents[1])}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=60, env=env
+        )
     except FileNotFoundError:
         pytest.skip("no unshare here")
     if "unshare:" in done.stderr or "mount:" in done.stderr:
