@@ -234,9 +234,9 @@ fn without_a_thread_the_one_that_waits_does_the_work_and_it_is_said() {
     assert!(last.is_some_and(|step| step.name == "thread" && !step.ok && step.why.is_some()));
 }
 
-/// One that failed is told of, and those beside it are, too.
+/// It is told of, and those beside it are, too. What it held is lost.
 #[test]
-fn a_step_that_panics_takes_no_other_with_it() {
+fn where_a_step_panics_no_other_is_lost() {
     let _alone = alone();
     script(&[&[0, BIG, BIG]]);
     let start = |_| std::panic::resume_unwind(Box::new("as it was told"));
