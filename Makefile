@@ -16,6 +16,8 @@ RUST := $(shell git ls-files 'rust/*' Cargo.toml Cargo.lock 2>/dev/null || find 
 PY := $(shell git ls-files 'python/*' 2>/dev/null || find python -name '*.py')
 SOURCES := python tests benches rust/core rust/py rust/fuzz/src rust/fuzz/targets
 export CARGO_TERM_QUIET ?= true
+# Hundreds of tests start a process, and each would compile the sources of torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test rust-test lint pytest hub0 jemalloc bench wheel clean harden models fuzz fuzz-build fuzz-sizes asan
 
@@ -53,7 +55,7 @@ lint: build/dev.stamp
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
-HALF := tests/pixels tests/process tests/models tests/ort
+HALF := tests/pixels tests/process tests/ort
 pytest: build/dev.stamp build/hub0.stamp build/ort0.stamp build/allocators.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider $(HALF) $(PYTEST_ARGS) & half=$$!; \
