@@ -28,8 +28,62 @@ impl<'a> Buffer<'a> {
     }
 }
 
+/// What tells an open file from any other, in less than half the time that `fstat` takes: the signal
+/// that the kernel would send for its news. Nobody is sent any unless they ask, which nobody does for
+/// the files here, and no two of these get the same.
+#[cfg(target_os = "linux")]
+mod mark {
+    use std::os::fd::RawFd;
+    use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+
+    // Of Linux, the same with every C library.
+    const F_SETSIG: libc::c_int = 10;
+    const F_GETSIG: libc::c_int = 11;
+    /// Real-time signals from the last one down; programs that use some begin at the first.
+    static NEXT: AtomicI32 = AtomicI32::new(64);
+    const LEAST: i32 = 41;
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Mark(i32);
+
+    impl Mark {
+        /// A new one; `None` once all are taken, or where the kernel has none.
+        pub fn put_on(number: RawFd) -> Option<Self> {
+            let less = |next| (next >= LEAST).then(|| next - 1);
+            let mark = NEXT.fetch_update(Relaxed, Relaxed, less).ok()?;
+            // SAFETY: only notes a number with the open file.
+            (unsafe { libc::fcntl(number, F_SETSIG, mark) } == 0).then_some(Self(mark))
+        }
+
+        pub fn is_on(self, number: RawFd) -> bool {
+            // SAFETY: reads that number; what is not open is refused.
+            unsafe { libc::fcntl(number, F_GETSIG) == self.0 }
+        }
+    }
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+mod mark {
+    use std::os::fd::RawFd;
+
+    /// There is none (untested).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Mark {}
+
+    impl Mark {
+        pub fn put_on(_number: RawFd) -> Option<Self> {
+            None
+        }
+
+        pub fn is_on(self, _number: RawFd) -> bool {
+            match self {}
+        }
+    }
+}
+
 #[cfg(unix)]
 mod imp {
+    use super::mark::Mark;
     use super::*;
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
@@ -42,6 +96,7 @@ mod imp {
         device: u64,
         inode: u64,
         process: Process,
+        mark: Option<Mark>,
     }
 
     /// A file that closes itself unless it is kept.
@@ -56,7 +111,7 @@ mod imp {
             let file = above_standard(File::open(path).ok()?)?;
             let found = file.metadata().ok()?;
             let (number, device, inode) = (file.as_raw_fd(), found.dev(), found.ino());
-            Some(Self { file, kept: Kept { number, device, inode, process } })
+            Some(Self { file, kept: Kept { number, device, inode, process, mark: None } })
         }
 
         /// The text of the file, in `buffer`.
@@ -71,8 +126,8 @@ mod imp {
 
         /// Leaves it open for the rest of the process.
         pub fn keep(self) -> Kept {
-            let _ = self.file.into_raw_fd();
-            self.kept
+            let number = self.file.into_raw_fd();
+            Kept { mark: Mark::put_on(number), ..self.kept }
         }
     }
 
@@ -114,6 +169,9 @@ mod imp {
         }
 
         fn is_ours(&self) -> bool {
+            if let Some(mark) = self.mark {
+                return mark.is_on(self.number);
+            }
             let mut found = std::mem::MaybeUninit::<libc::stat>::uninit();
             // SAFETY: a number that names no file is refused, and only success is read from.
             let found = unsafe {

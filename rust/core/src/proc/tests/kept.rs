@@ -60,7 +60,21 @@ fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
     let tree = Tree::new();
     tree.write("ours", "ours");
     tree.write("theirs", "theirs");
-    let kept = Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep();
+    let keep = || Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep();
+    // More than there are marks: the last are known by their inode alone.
+    let all: Vec<Kept> = (0..100).map(|_| keep()).collect();
+    assert!(all.iter().all(|&kept| read(kept, 16).unwrap() == b"ours"));
+    // One of ours in the place of another is somebody else's, too.
+    // SAFETY: both numbers are open, and nobody's but ours.
+    unsafe { libc::dup2(all[1].number(), all[0].number()) };
+    assert_eq!(read(all[0], 16), None);
+    for kept in [all[0], all[99]] {
+        is_left_to_others(&tree, kept);
+    }
+}
+
+fn is_left_to_others(tree: &Tree, kept: Kept) {
+    tree.write("theirs", "theirs");
     let mut theirs =
         File::options().read(true).write(true).open(tree.path().join("theirs")).unwrap();
     // SAFETY: both numbers are open; the first is nobody's but ours.
