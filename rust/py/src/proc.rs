@@ -1,7 +1,7 @@
 //! What this process uses and may use, as an immutable object.
 
-use memweir_core::proc::fork::Process;
 use memweir_core::proc::limits::Limit;
+use memweir_core::proc::process::Process;
 use memweir_core::proc::reader::{Quick, Reader, Stalls};
 use memweir_core::proc::text::{Rollup, Stall, Stat, Status};
 use pyo3::prelude::*;

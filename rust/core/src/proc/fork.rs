@@ -10,7 +10,6 @@
 use crate::sync::{Mutex, MutexGuard};
 use std::any::Any;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Once, PoisonError, Weak};
 
 /// State that must be whole in a forked child.
@@ -37,31 +36,6 @@ struct Holding {
 thread_local! {
     // The thread that forks is the one that runs all three handlers, in the child too.
     static HOLDING: RefCell<Holding> = RefCell::default();
-}
-
-/// How many forks this process comes from, as far as the handlers know. The standard library's own:
-/// no thread meets another here.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-
-/// Which process it is. A child has its parent's number where both are the first of their
-/// namespaces, and one that was not made by the C library's `fork` has no handlers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Process {
-    pid: u32,
-    forks: u32,
-}
-
-impl Process {
-    /// The one that asks.
-    pub fn this() -> Self {
-        Self { pid: std::process::id(), forks: FORKS.load(Relaxed) }
-    }
-
-    /// Its child with the same number.
-    #[cfg(test)]
-    pub fn child(self) -> Self {
-        Self { forks: self.forks + 1, ..self }
-    }
 }
 
 /// Makes a state known to the handlers for as long as it lives.
@@ -98,7 +72,7 @@ extern "C" fn after_in_parent() {
 
 #[cfg(unix)]
 extern "C" fn after_in_child() {
-    FORKS.fetch_add(1, Relaxed);
+    super::process::forked();
     release(|state| state.forked());
 }
 

@@ -9,7 +9,7 @@
 //! become somebody else's. What that leaves open is little: the files of its parent in a forked
 //! child, and in a process that was moved those of each group that it left, for when it is back.
 
-use super::fork::Process;
+use super::process::Process;
 use std::path::Path;
 
 /// Enough for nearly all that is read like this. `status` names every group of a user, though.

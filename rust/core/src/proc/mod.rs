@@ -7,6 +7,7 @@ mod kept;
 pub mod limits;
 pub mod maps;
 pub mod pages;
+pub mod process;
 pub mod reader;
 pub mod text;
 

@@ -1,9 +1,10 @@
 //! Reads what this process uses and may use, again and again at little cost.
 
-use super::fork::{self, Forked, Process};
+use super::fork::{self, Forked};
 use super::groups::{self, Place};
 use super::kept::{Buffer, Kept, Opened, USUAL};
 use super::limits::{self, Limit, is_there, present, whole};
+use super::process::Process;
 use super::text::{self, Pressure, Rollup, Stat, Status};
 use crate::sync::Mutex;
 use std::any::Any;

@@ -1,6 +1,6 @@
 use super::tree::Tree;
-use crate::proc::fork::Process;
 use crate::proc::kept::*;
+use crate::proc::process::Process;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;

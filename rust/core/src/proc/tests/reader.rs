@@ -1,5 +1,5 @@
 use super::tree::Tree;
-use crate::proc::fork::Process;
+use crate::proc::process::Process;
 use crate::proc::reader::Reader;
 
 fn page() -> u64 {
