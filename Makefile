@@ -55,7 +55,7 @@ lint: build/dev.stamp
 	$(DEV)/bin/mypy
 	cd $(DEV) && bin/python -m mypy.stubtest memweir._core --ignore-disjoint-bases --allowlist ../tests/stubtest.txt --ignore-unused-allowlist
 
-HALF := tests/pixels tests/process tests/ort
+HALF := tests/pixels tests/process tests/ort tests/cli
 pytest: build/dev.stamp build/hub0.stamp build/ort0.stamp build/allocators.stamp
 # Two halves side by side: most tests wait, for processes or for each other's threads.
 	$(DEV)/bin/python -X dev -W error -m pytest -p no:cacheprovider $(HALF) $(PYTEST_ARGS) & half=$$!; \

@@ -275,7 +275,7 @@ impl From<Limit> for PyLimit {
 #[pyo3(signature = (full=false, detail=false))]
 pub fn memory(py: Python<'_>, full: bool, detail: bool) -> PyMemory {
     let reader = Reader::shared();
-    // Two microseconds are less than what giving the lock away may cost.
+    // A few microseconds are less than what giving the lock away may cost.
     let quick = reader.quick_unless_due().unwrap_or_else(|| py.detach(|| reader.quick()));
     let detail = detail.then(|| {
         py.detach(|| {

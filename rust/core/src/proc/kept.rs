@@ -28,9 +28,12 @@ impl<'a> Buffer<'a> {
     }
 }
 
-/// What tells an open file from any other, in less than half the time that `fstat` takes: the signal
-/// that the kernel would send for its news. Nobody is sent any unless they ask, which nobody does for
-/// the files here, and no two of these get the same.
+/// Marks on open files.
+///
+/// With every open file the kernel keeps the number of the signal to send when there is news of it
+/// (`F_SETSIG`). None is sent unless somebody asks for that (`O_ASYNC`), which nobody does for the
+/// files here. So that number is free to tell one file from another: each gets its own, and to read
+/// it back costs less than `fstat`.
 #[cfg(target_os = "linux")]
 mod mark {
     use std::os::fd::RawFd;
@@ -39,25 +42,38 @@ mod mark {
     // Of Linux, the same with every C library.
     const F_SETSIG: libc::c_int = 10;
     const F_GETSIG: libc::c_int = 11;
-    /// Real-time signals from the last one down; programs that use some begin at the first.
-    static NEXT: AtomicI32 = AtomicI32::new(64);
-    const LEAST: i32 = 41;
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Mark(i32);
 
-    impl Mark {
-        /// A new one; `None` once all are taken, or where the kernel has none.
-        pub fn put_on(number: RawFd) -> Option<Self> {
-            let less = |next| (next >= LEAST).then(|| next - 1);
-            let mark = NEXT.fetch_update(Relaxed, Relaxed, less).ok()?;
-            // SAFETY: only notes a number with the open file.
-            (unsafe { libc::fcntl(number, F_SETSIG, mark) } == 0).then_some(Self(mark))
+    /// The marks that are left: real-time signals, from the last one down.
+    pub struct Marks(AtomicI32);
+
+    impl Marks {
+        pub const fn new() -> Self {
+            Self(AtomicI32::new(64))
         }
 
-        pub fn is_on(self, number: RawFd) -> bool {
-            // SAFETY: reads that number; what is not open is refused.
-            unsafe { libc::fcntl(number, F_GETSIG) == self.0 }
+        /// One that no other file has; `None` once all are taken.
+        pub fn take(&self) -> Option<Mark> {
+            let less = |next| (next > 40).then(|| next - 1);
+            self.0.fetch_update(Relaxed, Relaxed, less).ok().map(Mark)
+        }
+    }
+
+    impl Mark {
+        /// Whether it could be put on the file of this number.
+        pub fn put_on(self, number: RawFd) -> bool {
+            // SAFETY: passes and returns numbers. It changes nothing but the signal of an open file,
+            // and of one that was just seen to be ours.
+            unsafe { libc::fcntl(number, F_SETSIG, self.0) == 0 }
+        }
+
+        /// Whether it is on the file of this number; `None` where the kernel does not say.
+        pub fn is_on(self, number: RawFd) -> Option<bool> {
+            // SAFETY: passes and returns numbers, and changes nothing.
+            let found = unsafe { libc::fcntl(number, F_GETSIG) };
+            (found >= 0).then_some(found == self.0)
         }
     }
 }
@@ -70,12 +86,24 @@ mod mark {
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Mark {}
 
-    impl Mark {
-        pub fn put_on(_number: RawFd) -> Option<Self> {
-            None
+    pub struct Marks;
+
+    impl Marks {
+        pub const fn new() -> Self {
+            Self
         }
 
-        pub fn is_on(self, _number: RawFd) -> bool {
+        pub fn take(&self) -> Option<Mark> {
+            None
+        }
+    }
+
+    impl Mark {
+        pub fn put_on(self, _number: RawFd) -> bool {
+            match self {}
+        }
+
+        pub fn is_on(self, _number: RawFd) -> Option<bool> {
             match self {}
         }
     }
@@ -83,7 +111,7 @@ mod mark {
 
 #[cfg(unix)]
 mod imp {
-    use super::mark::Mark;
+    use super::mark::{Mark, Marks};
     use super::*;
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
@@ -126,8 +154,19 @@ mod imp {
 
         /// Leaves it open for the rest of the process.
         pub fn keep(self) -> Kept {
+            static MARKS: Marks = Marks::new();
+            self.keep_with(&MARKS)
+        }
+
+        /// The same, with one of these marks.
+        pub fn keep_with(self, marks: &Marks) -> Kept {
             let number = self.file.into_raw_fd();
-            Kept { mark: Mark::put_on(number), ..self.kept }
+            // Before, so that a stranger's file is left alone; after, so that none is taken for ours.
+            let ours = || self.kept.is_same_file();
+            let mark = if ours() { marks.take() } else { None };
+            let sure =
+                |mark: &Mark| mark.put_on(number) && mark.is_on(number) == Some(true) && ours();
+            Kept { mark: mark.filter(sure), ..self.kept }
         }
     }
 
@@ -169,9 +208,11 @@ mod imp {
         }
 
         fn is_ours(&self) -> bool {
-            if let Some(mark) = self.mark {
-                return mark.is_on(self.number);
-            }
+            let by_mark = self.mark.and_then(|mark| mark.is_on(self.number));
+            by_mark.unwrap_or_else(|| self.is_same_file())
+        }
+
+        fn is_same_file(&self) -> bool {
             let mut found = std::mem::MaybeUninit::<libc::stat>::uninit();
             // SAFETY: a number that names no file is refused, and only success is read from.
             let found = unsafe {
@@ -186,6 +227,17 @@ mod imp {
         #[cfg(test)]
         pub fn number(&self) -> RawFd {
             self.number
+        }
+
+        #[cfg(test)]
+        pub fn mark(&self) -> Option<Mark> {
+            self.mark
+        }
+
+        /// As where there is no mark.
+        #[cfg(test)]
+        pub fn unmarked(self) -> Self {
+            Self { mark: None, ..self }
         }
     }
 
@@ -249,3 +301,5 @@ mod imp {
 }
 
 pub use imp::{Kept, Opened};
+#[cfg(all(test, target_os = "linux"))]
+pub use mark::Marks;

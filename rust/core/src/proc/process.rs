@@ -1,13 +1,13 @@
 //! Which process this is, at less than the cost of a system call.
 //!
-//! A word in a page that the kernel empties in every child, however that was made
-//! (`MADV_WIPEONFORK`, Linux 4.14), says so. Where there is no such page it is the process's number,
+//! A word in a page that the kernel empties in every child with memory of its own
+//! (`MADV_WIPEONFORK`, Linux 4.14) says so. Where there is no such page it is the process's number,
 //! and how many forks the C library's handlers saw: a child has its parent's number where both are
-//! the first of their namespaces.
+//! the first of their namespaces. Only one that no handler saw is then taken for its parent.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// Which process it is. No child is equal to its parent, or to one before that.
+/// Which process it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(u64);
 
@@ -24,10 +24,11 @@ impl Process {
     }
 }
 
+/// How many names were given. Those of a child come after all that its parent had given by then.
+static GIVEN: AtomicU64 = AtomicU64::new(0);
+
 /// The name in a word that is empty in a new process.
 fn named(word: &AtomicU64) -> u64 {
-    // Those of a child come after all that its parent had given by then.
-    static GIVEN: AtomicU64 = AtomicU64::new(0);
     match word.load(Relaxed) {
         0 => {
             let new = GIVEN.fetch_add(1, Relaxed) + 1;
@@ -43,10 +44,15 @@ static FORKS: AtomicU32 = AtomicU32::new(0);
 /// Runs in the child inside `fork`.
 pub(super) fn forked() {
     FORKS.fetch_add(1, Relaxed);
+    wiped::empty();
 }
 
 fn numbered() -> u64 {
-    u64::from(FORKS.load(Relaxed)) << 32 | u64::from(std::process::id())
+    number(FORKS.load(Relaxed), std::process::id())
+}
+
+fn number(forks: u32, pid: u32) -> u64 {
+    u64::from(forks) << 32 | u64::from(pid)
 }
 
 #[cfg(target_os = "linux")]
@@ -54,7 +60,7 @@ mod wiped {
     use std::ptr::{null_mut, without_provenance_mut};
     use std::sync::atomic::{
         AtomicPtr, AtomicU64,
-        Ordering::{AcqRel, Acquire},
+        Ordering::{AcqRel, Acquire, Relaxed},
     };
 
     /// Null until it is looked for; [`REFUSED`] where the kernel has none.
@@ -65,8 +71,20 @@ mod wiped {
     pub fn word() -> Option<&'static AtomicU64> {
         let known = WORD.load(Acquire);
         let word = if known.is_null() { look() } else { known };
-        // SAFETY: what is published is the start of a page of zeros that is never unmapped.
-        (word != REFUSED).then(|| unsafe { &*word })
+        at(word)
+    }
+
+    /// For emulators and checkpoints, which may lose the advice.
+    pub fn empty() {
+        if let Some(word) = at(WORD.load(Acquire)) {
+            word.store(0, Relaxed);
+        }
+    }
+
+    fn at(word: *mut AtomicU64) -> Option<&'static AtomicU64> {
+        // SAFETY: what is published is the start of a writable page that is never unmapped, and that
+        // nobody reaches but as this word.
+        (!word.is_null() && word != REFUSED).then(|| unsafe { &*word })
     }
 
     /// Nobody waits here for a thread that a fork has taken away; of two pages one is given back.
@@ -95,7 +113,9 @@ mod wiped {
             return None;
         }
         // SAFETY: of the page that was just made, and nobody else's.
-        if unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) } == 0 {
+        let advised = |advice| unsafe { libc::madvise(page, length, advice) } == 0;
+        // Who agrees to advice that there is not agrees to all, and does nothing.
+        if !advised(-1) && advised(libc::MADV_WIPEONFORK) {
             return Some(page.cast());
         }
         // SAFETY: as above.
@@ -112,65 +132,94 @@ mod wiped {
     pub fn word() -> Option<&'static AtomicU64> {
         None
     }
+
+    /// Nothing.
+    pub fn empty() {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Barrier;
 
     #[test]
-    fn threads_are_of_one_process() {
+    fn threads_agree_on_a_name() {
         let first = Process::this();
-        let others: Vec<_> = (0..8).map(|_| std::thread::spawn(Process::this)).collect();
-        assert!(others.into_iter().all(|other| other.join().unwrap() == first));
-        let word = AtomicU64::new(0);
-        let names: Vec<u64> = std::thread::scope(|scope| {
-            let all: Vec<_> = (0..8).map(|_| scope.spawn(|| named(&word))).collect();
-            all.into_iter().map(|one| one.join().unwrap()).collect()
-        });
-        assert!(names[0] != 0 && names.iter().all(|name| *name == names[0]));
+        for _ in 0..500 {
+            let (word, start) = (AtomicU64::new(0), Barrier::new(4));
+            let ask = || {
+                start.wait();
+                (Process::this(), named(&word))
+            };
+            let names: Vec<_> = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
+            });
+            let name = named(&word);
+            assert!(name != 0 && names.iter().all(|found| *found == (first, name)));
+        }
     }
 
     #[test]
     fn without_a_page_forks_are_counted() {
-        let before = numbered();
-        assert_eq!(numbered(), before);
-        forked();
-        assert_ne!(numbered(), before);
-        assert_eq!(numbered() as u32, std::process::id());
+        assert_ne!(number(0, 1), number(1, 1));
+        assert_ne!(number(1, 2), number(2, 1));
+        assert_eq!(numbered(), numbered());
     }
 
-    /// One child by the C library, whose handlers run, and one that only the kernel knows of.
+    /// What a child finds; `false`, too, where there can be none.
+    #[cfg(target_os = "linux")]
+    fn in_child(make: fn() -> libc::c_long, holds: &dyn Fn() -> bool) -> bool {
+        let child = make();
+        if child == 0 {
+            // SAFETY: ends the child at once, with nothing of the parent's run.
+            unsafe { libc::_exit(i32::from(!holds())) };
+        }
+        let mut status = -1;
+        // SAFETY: waits for the child of above, into a local.
+        let waited = child > 0 && unsafe { libc::waitpid(child as _, &raw mut status, 0) } > 0;
+        waited && status == 0
+    }
+
+    #[cfg(target_os = "linux")]
+    fn forks() -> libc::c_long {
+        // SAFETY: the children here compare words and end: nothing they do needs another thread.
+        unsafe { libc::fork().into() }
+    }
+
     #[test]
     #[cfg(target_os = "linux")]
     fn a_child_is_neither_its_parent_nor_one_before() {
-        assert!(wiped::word().is_some(), "this kernel is older than Linux 4.14");
-        let first = Process::this();
-        let holds_in_child = |one: &dyn Fn() -> bool, make: fn() -> libc::c_long| {
-            let child = make();
-            if child == 0 {
-                // SAFETY: ends the child at once, with nothing of the parent's run.
-                unsafe { libc::_exit(i32::from(!one())) };
-            }
-            let mut status = -1;
-            // SAFETY: waits for the child of above, into a local.
-            let waited = unsafe { libc::waitpid(child as libc::pid_t, &raw mut status, 0) };
-            waited == child as libc::pid_t && status == 0
-        };
-        // SAFETY: the children compare words and end: nothing they do needs another thread.
-        let raw = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-        // SAFETY: as above.
-        let forked = || unsafe { libc::c_long::from(libc::fork()) };
-        for make in [raw as fn() -> _, forked] {
-            assert!(holds_in_child(
-                &|| {
-                    let child = Process::this();
-                    let grandchild = || Process::this() != child && Process::this() != first;
-                    child != first && child == Process::this() && holds_in_child(&grandchild, make)
-                },
-                make
-            ));
-        }
+        let _registers = crate::proc::reader::Reader::new(std::path::Path::new("/"));
+        let (first, counted) = (Process::this(), FORKS.load(Relaxed));
+        assert!(in_child(forks, &|| {
+            let child = Process::this();
+            let grandchild = || Process::this() != child && Process::this() != first;
+            FORKS.load(Relaxed) == counted + 1
+                && child != first
+                && child == Process::this()
+                && in_child(forks, &grandchild)
+        }));
         assert_eq!(Process::this(), first);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_child_that_no_handler_saw_is_known_by_its_page() {
+        // SAFETY: as in `forks`.
+        let raw = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        let first = Process::this();
+        let counted = FORKS.load(Relaxed);
+        assert!(in_child(raw, &|| Process::this() != first && FORKS.load(Relaxed) == counted));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_page_that_is_not_emptied_is_emptied_by_the_handler() {
+        assert!(in_child(forks, &|| {
+            let parent = Process::this();
+            forked();
+            Process::this() != parent
+        }));
     }
 }

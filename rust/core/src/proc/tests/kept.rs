@@ -59,34 +59,75 @@ fn what_is_not_kept_is_closed() {
 fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
     let tree = Tree::new();
     tree.write("ours", "ours");
-    tree.write("theirs", "theirs");
     let keep = || Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep();
-    // More than there are marks: the last are known by their inode alone.
-    let all: Vec<Kept> = (0..100).map(|_| keep()).collect();
-    assert!(all.iter().all(|&kept| read(kept, 16).unwrap() == b"ours"));
-    // One of ours in the place of another is somebody else's, too.
-    // SAFETY: both numbers are open, and nobody's but ours.
-    unsafe { libc::dup2(all[1].number(), all[0].number()) };
-    assert_eq!(read(all[0], 16), None);
-    for kept in [all[0], all[99]] {
-        is_left_to_others(&tree, kept);
+    for kept in [keep(), keep().unmarked()] {
+        assert_eq!(read(kept, 16).unwrap(), b"ours");
+        let mut theirs = in_its_place(&tree, kept.number());
+        assert_eq!(read(kept, 16), None);
+        // SAFETY: it is open: the copy that was just made.
+        assert_eq!(unsafe { libc::lseek(kept.number(), 0, libc::SEEK_CUR) }, 0, "still open");
+        theirs.write_all(b"more").unwrap();
+        theirs.rewind().unwrap();
+        let mut text = String::new();
+        theirs.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "morers");
     }
 }
 
-fn is_left_to_others(tree: &Tree, kept: Kept) {
+#[test]
+fn a_number_that_became_somebody_elses_before_it_is_kept_is_left_alone() {
+    let tree = Tree::new();
+    tree.write("ours", "ours");
+    let opened = Opened::new(&tree.path().join("ours"), Process::this()).unwrap();
+    let theirs = in_its_place(&tree, opened.number());
+    assert_eq!(read(opened.keep(), 16), None);
+    #[cfg(target_os = "linux")]
+    assert_eq!(signal(theirs.as_raw_fd()), 0);
+    drop(theirs);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_mark_tells_two_files_of_one_name_apart() {
+    let tree = Tree::new();
+    tree.write("ours", "ours");
+    let (first, marks) = (Marks::new(), Marks::new());
+    let keep =
+        |marks| Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep_with(marks);
+    let (one, _) = (keep(&first), marks.take());
+    // SAFETY: passes numbers (`F_SETSIG`), and the file is ours.
+    if unsafe { libc::fcntl(one.number(), 10, 64) } != 0 {
+        return; // a kernel without
+    }
+    let mark = one.mark().unwrap();
+    let other = keep(&marks);
+    assert_ne!(Some(mark), other.mark());
+    // SAFETY: both numbers are open, and nobody's but ours.
+    unsafe { libc::dup2(other.number(), one.number()) };
+    assert_eq!(read(one, 16), None);
+    assert_eq!(read(other, 16).unwrap(), b"ours");
+
+    let all: Vec<_> = std::iter::from_fn(|| first.take()).collect();
+    assert!(all.len() > 20);
+    assert!((0..all.len()).all(|n| all[n] != mark && !all[..n].contains(&all[n])));
+    let unmarked = keep(&first);
+    assert_eq!(unmarked.mark(), None);
+    assert_eq!(read(unmarked, 16).unwrap(), b"ours");
+}
+
+#[cfg(target_os = "linux")]
+fn signal(number: i32) -> i32 {
+    // SAFETY: passes and returns numbers (`F_GETSIG`).
+    unsafe { libc::fcntl(number, 11) }
+}
+
+/// Somebody else's file under this number, and under one of its own.
+fn in_its_place(tree: &Tree, number: i32) -> File {
     tree.write("theirs", "theirs");
-    let mut theirs =
-        File::options().read(true).write(true).open(tree.path().join("theirs")).unwrap();
-    // SAFETY: both numbers are open; the first is nobody's but ours.
-    assert_eq!(unsafe { libc::dup2(theirs.as_raw_fd(), kept.number()) }, kept.number());
-    assert_eq!(read(kept, 16), None);
-    // SAFETY: it is open: the copy that was just made.
-    assert_eq!(unsafe { libc::lseek(kept.number(), 0, libc::SEEK_CUR) }, 0, "still open");
-    theirs.write_all(b"more").unwrap();
-    theirs.rewind().unwrap();
-    let mut text = String::new();
-    theirs.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "morers");
+    let theirs = File::options().read(true).write(true).open(tree.path().join("theirs")).unwrap();
+    // SAFETY: both numbers are open; the second is nobody's but ours.
+    assert_eq!(unsafe { libc::dup2(theirs.as_raw_fd(), number) }, number);
+    theirs
 }
 
 #[test]
