@@ -192,7 +192,12 @@ fn fields<const N: usize>(
 
 /// Lines that have ended: the rest of a file that was too long for its buffer is none.
 pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"))
+    let mut start = 0;
+    memchr::memchr_iter(b'\n', text).map(move |end| {
+        let line = &text[start..end];
+        start = end + 1;
+        line
+    })
 }
 
 pub(super) fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
