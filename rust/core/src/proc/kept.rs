@@ -28,90 +28,9 @@ impl<'a> Buffer<'a> {
     }
 }
 
-/// Marks on open files.
-///
-/// With every open file the kernel keeps the number of the signal to send when there is news of it
-/// (`F_SETSIG`). None is sent unless somebody asks for that (`O_ASYNC`), which nobody does for the
-/// files here. So that number is free to tell one file from another: each gets its own, and to read
-/// it back costs less than `fstat`.
-#[cfg(target_os = "linux")]
-mod mark {
-    use std::os::fd::RawFd;
-    use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
-
-    // Of Linux, the same with every C library.
-    const F_SETSIG: libc::c_int = 10;
-    const F_GETSIG: libc::c_int = 11;
-
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct Mark(i32);
-
-    /// The marks that are left: real-time signals, from the last one down.
-    pub struct Marks(AtomicI32);
-
-    impl Marks {
-        pub const fn new() -> Self {
-            Self(AtomicI32::new(64))
-        }
-
-        /// One that no other file has; `None` once all are taken.
-        pub fn take(&self) -> Option<Mark> {
-            let less = |next| (next > 40).then(|| next - 1);
-            self.0.fetch_update(Relaxed, Relaxed, less).ok().map(Mark)
-        }
-    }
-
-    impl Mark {
-        /// Whether it could be put on the file of this number.
-        pub fn put_on(self, number: RawFd) -> bool {
-            // SAFETY: passes and returns numbers. It changes nothing but the signal of an open file,
-            // and of one that was just seen to be ours.
-            unsafe { libc::fcntl(number, F_SETSIG, self.0) == 0 }
-        }
-
-        /// Whether it is on the file of this number; `None` where the kernel does not say.
-        pub fn is_on(self, number: RawFd) -> Option<bool> {
-            // SAFETY: passes and returns numbers, and changes nothing.
-            let found = unsafe { libc::fcntl(number, F_GETSIG) };
-            (found >= 0).then_some(found == self.0)
-        }
-    }
-}
-
-#[cfg(all(unix, not(target_os = "linux")))]
-mod mark {
-    use std::os::fd::RawFd;
-
-    /// There is none (untested).
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub enum Mark {}
-
-    pub struct Marks;
-
-    impl Marks {
-        pub const fn new() -> Self {
-            Self
-        }
-
-        pub fn take(&self) -> Option<Mark> {
-            None
-        }
-    }
-
-    impl Mark {
-        pub fn put_on(self, _number: RawFd) -> bool {
-            match self {}
-        }
-
-        pub fn is_on(self, _number: RawFd) -> Option<bool> {
-            match self {}
-        }
-    }
-}
-
 #[cfg(unix)]
 mod imp {
-    use super::mark::{Mark, Marks};
+    use super::super::mark::{Mark, Marks};
     use super::*;
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
@@ -152,21 +71,22 @@ mod imp {
             self.kept.number
         }
 
-        /// Leaves it open for the rest of the process.
-        pub fn keep(self) -> Kept {
-            static MARKS: Marks = Marks::new();
-            self.keep_with(&MARKS)
-        }
-
-        /// The same, with one of these marks.
-        pub fn keep_with(self, marks: &Marks) -> Kept {
-            let number = self.file.into_raw_fd();
+        /// The same file with one of these marks, if it can be given one.
+        pub fn marked(mut self, marks: &Marks) -> Self {
+            let number = self.kept.number;
             // Before, so that a stranger's file is left alone; after, so that none is taken for ours.
             let ours = || self.kept.is_same_file();
             let mark = if ours() { marks.take() } else { None };
             let sure =
                 |mark: &Mark| mark.put_on(number) && mark.is_on(number) == Some(true) && ours();
-            Kept { mark: mark.filter(sure), ..self.kept }
+            self.kept.mark = mark.filter(sure);
+            self
+        }
+
+        /// Leaves it open for the rest of the process.
+        pub fn keep(self) -> Kept {
+            let _ = self.file.into_raw_fd();
+            self.kept
         }
     }
 
@@ -233,12 +153,6 @@ mod imp {
         pub fn mark(&self) -> Option<Mark> {
             self.mark
         }
-
-        /// As where there is no mark.
-        #[cfg(test)]
-        pub fn unmarked(self) -> Self {
-            Self { mark: None, ..self }
-        }
     }
 
     fn interrupted() -> bool {
@@ -282,6 +196,11 @@ mod imp {
         }
 
         /// Itself.
+        pub fn marked(self, _marks: &super::super::mark::Marks) -> Self {
+            self
+        }
+
+        /// Itself.
         pub fn keep(self) -> Kept {
             Kept
         }
@@ -301,5 +220,3 @@ mod imp {
 }
 
 pub use imp::{Kept, Opened};
-#[cfg(all(test, target_os = "linux"))]
-pub use mark::Marks;

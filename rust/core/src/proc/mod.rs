@@ -6,6 +6,7 @@ pub mod groups;
 mod kept;
 pub mod limits;
 pub mod maps;
+mod mark;
 pub mod pages;
 pub mod process;
 pub mod reader;

@@ -3,7 +3,7 @@
 //! A word in a page that the kernel empties in every child with memory of its own
 //! (`MADV_WIPEONFORK`, Linux 4.14) says so. Where there is no such page it is the process's number,
 //! and how many forks the C library's handlers saw: a child has its parent's number where both are
-//! the first of their namespaces. Only one that no handler saw is then taken for its parent.
+//! the first of their namespaces. Only such a one that no handler saw is then taken for its parent.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -44,7 +44,6 @@ static FORKS: AtomicU32 = AtomicU32::new(0);
 /// Runs in the child inside `fork`.
 pub(super) fn forked() {
     FORKS.fetch_add(1, Relaxed);
-    wiped::empty();
 }
 
 fn numbered() -> u64 {
@@ -60,7 +59,7 @@ mod wiped {
     use std::ptr::{null_mut, without_provenance_mut};
     use std::sync::atomic::{
         AtomicPtr, AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed},
+        Ordering::{AcqRel, Acquire},
     };
 
     /// Null until it is looked for; [`REFUSED`] where the kernel has none.
@@ -71,20 +70,9 @@ mod wiped {
     pub fn word() -> Option<&'static AtomicU64> {
         let known = WORD.load(Acquire);
         let word = if known.is_null() { look() } else { known };
-        at(word)
-    }
-
-    /// For emulators and checkpoints, which may lose the advice.
-    pub fn empty() {
-        if let Some(word) = at(WORD.load(Acquire)) {
-            word.store(0, Relaxed);
-        }
-    }
-
-    fn at(word: *mut AtomicU64) -> Option<&'static AtomicU64> {
         // SAFETY: what is published is the start of a writable page that is never unmapped, and that
         // nobody reaches but as this word.
-        (!word.is_null() && word != REFUSED).then(|| unsafe { &*word })
+        (word != REFUSED).then(|| unsafe { &*word })
     }
 
     /// Nobody waits here for a thread that a fork has taken away; of two pages one is given back.
@@ -114,7 +102,7 @@ mod wiped {
         }
         // SAFETY: of the page that was just made, and nobody else's.
         let advised = |advice| unsafe { libc::madvise(page, length, advice) } == 0;
-        // Who agrees to advice that there is not agrees to all, and does nothing.
+        // Emulators have agreed to any advice and done nothing; BoringSSL asks them the same.
         if !advised(-1) && advised(libc::MADV_WIPEONFORK) {
             return Some(page.cast());
         }
@@ -132,9 +120,6 @@ mod wiped {
     pub fn word() -> Option<&'static AtomicU64> {
         None
     }
-
-    /// Nothing.
-    pub fn empty() {}
 }
 
 #[cfg(test)]
@@ -211,15 +196,5 @@ mod tests {
         let first = Process::this();
         let counted = FORKS.load(Relaxed);
         assert!(in_child(raw, &|| Process::this() != first && FORKS.load(Relaxed) == counted));
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn a_page_that_is_not_emptied_is_emptied_by_the_handler() {
-        assert!(in_child(forks, &|| {
-            let parent = Process::this();
-            forked();
-            Process::this() != parent
-        }));
     }
 }

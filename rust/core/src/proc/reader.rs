@@ -4,6 +4,7 @@ use super::fork::{self, Forked};
 use super::groups::{self, Place};
 use super::kept::{Buffer, Kept, Opened, USUAL};
 use super::limits::{self, Limit, is_there, present, whole};
+use super::mark::MARKS;
 use super::process::Process;
 use super::text::{self, Pressure, Rollup, Stat, Status};
 use crate::sync::Mutex;
@@ -298,6 +299,7 @@ impl Reader {
             if file.is_of_group() { fork::lock(&self.state).home.place.clone() } else { None };
         let opened = Opened::new(&self.path(file, place.as_deref())?, process)?;
         let value = parse(opened.read(buffer)?)?;
+        let opened = opened.marked(&MARKS);
         let mut state = fork::lock(&self.state);
         let moved = file.is_of_group() && state.home.place != place;
         let slot = &mut state.kept[file as usize];

@@ -1,5 +1,6 @@
 use super::tree::Tree;
 use crate::proc::kept::*;
+use crate::proc::mark::Marks;
 use crate::proc::process::Process;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -59,8 +60,8 @@ fn what_is_not_kept_is_closed() {
 fn a_number_that_became_somebody_elses_is_neither_read_nor_closed() {
     let tree = Tree::new();
     tree.write("ours", "ours");
-    let keep = || Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep();
-    for kept in [keep(), keep().unmarked()] {
+    let open = || Opened::new(&tree.path().join("ours"), Process::this()).unwrap();
+    for kept in [open().keep(), open().marked(&Marks::new()).keep()] {
         assert_eq!(read(kept, 16).unwrap(), b"ours");
         let mut theirs = in_its_place(&tree, kept.number());
         assert_eq!(read(kept, 16), None);
@@ -80,7 +81,7 @@ fn a_number_that_became_somebody_elses_before_it_is_kept_is_left_alone() {
     tree.write("ours", "ours");
     let opened = Opened::new(&tree.path().join("ours"), Process::this()).unwrap();
     let theirs = in_its_place(&tree, opened.number());
-    assert_eq!(read(opened.keep(), 16), None);
+    assert_eq!(read(opened.marked(&Marks::new()).keep(), 16), None);
     #[cfg(target_os = "linux")]
     assert_eq!(signal(theirs.as_raw_fd()), 0);
     drop(theirs);
@@ -92,8 +93,9 @@ fn a_mark_tells_two_files_of_one_name_apart() {
     let tree = Tree::new();
     tree.write("ours", "ours");
     let (first, marks) = (Marks::new(), Marks::new());
-    let keep =
-        |marks| Opened::new(&tree.path().join("ours"), Process::this()).unwrap().keep_with(marks);
+    let keep = |marks| {
+        Opened::new(&tree.path().join("ours"), Process::this()).unwrap().marked(marks).keep()
+    };
     let (one, _) = (keep(&first), marks.take());
     // SAFETY: passes numbers (`F_SETSIG`), and the file is ours.
     if unsafe { libc::fcntl(one.number(), 10, 64) } != 0 {
